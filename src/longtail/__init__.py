@@ -1,0 +1,60 @@
+"""Train image classifiers that are good on rare classes too.
+
+    import longtail
+
+    result = longtail.train("digits-lt", method="gml", epochs=20)   # teacher, student, figures, report
+    model = longtail.load(result.folder)                            # a torch module that predicts
+    probabilities = model.predict(images)                           # uint8 [B, C, H, W] -> [B, classes]
+
+Losses and memory are plain torch modules for any other loop: ``longtail.losses``, ``longtail.memory``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longtail.api import Result, evaluate, load, train
+    from longtail.config import TrainConfig
+    from longtail.errors import UserError
+    from longtail.models import Classifier
+    from longtail.training.guard import Diverged, Interrupted
+
+__version__ = "0.1.0"
+
+# Imported on first use: torch takes seconds to load, and `longtail --help` must not wait for it.
+_HOMES = {
+    "Classifier": "models",
+    "Diverged": "training.guard",
+    "Interrupted": "training.guard",
+    "Result": "api",
+    "TrainConfig": "config",
+    "UserError": "errors",
+    "evaluate": "api",
+    "load": "api",
+    "train": "api",
+}
+
+__all__ = [
+    "Classifier",
+    "Diverged",
+    "Interrupted",
+    "Result",
+    "TrainConfig",
+    "UserError",
+    "evaluate",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'longtail' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"longtail.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,177 @@
+"""What the command line does, for Python: train, evaluate, load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longtail.config import TrainConfig, replace_options
+from longtail.data import load_data
+from longtail.errors import UserError
+from longtail.methods import get_method
+from longtail.models import Classifier
+from longtail.options import make_config, parse_values, read_recipe
+from longtail.reporting import write_report
+from longtail.training.defaults import describe, pick_device, resolve
+from longtail.training.evaluation import evaluate_classifier, write_evaluation
+from longtail.training.progress import ProgressReporter
+from longtail.training.run_folder import RunFolder, check_same_options, read_config
+from longtail.training.stages import run_stages
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: of the run; ``report.html`` lies in it.
+        evaluation: the figures of ``evaluation.json``, fractions in 0..1.
+    """
+
+    folder: Path
+    evaluation: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """Path of the report."""
+        return self.folder / "report.html"
+
+    def load(self) -> Classifier:
+        """Return the trained classifier, in eval mode on the CPU."""
+        return Classifier.load(self.folder)
+
+
+def train(
+    data: str | None = None,
+    *,
+    recipe: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Result:
+    """Train, evaluate and report.
+
+    Args:
+        data: a name (``digits-lt``, ``cifar100-lt``, ...) or a path; may be left out where the recipe, or the run that
+            is resumed, says it.
+        recipe: name of a recipe, or path of a YAML file; ``options`` go before it.
+        resume: go on with the run in ``out`` (or start it, if there is none yet).
+        overwrite: delete the run in ``out`` first.
+        quiet: print nothing.
+        options: as on the command line (:class:`longtail.config.TrainConfig`): ``epochs=20``, and groups as mappings,
+            ``loss={"temperature": 0.07}``.
+
+    Raises:
+        UserError: one sentence that says what to mend; nothing that was there is lost.
+        Interrupted, Diverged: the state is written; ``resume=True`` goes on.
+    """
+    given = read_recipe(recipe) if recipe else {}
+    given |= parse_values(options, "train")
+    if data is not None:
+        given["data"] = data
+    say = ProgressReporter(quiet)
+    if resume and given.get("out") and (Path(given["out"]) / "config.yaml").exists():
+        config = _saved_config(Path(given["out"]), given)
+    elif not given.get("data"):
+        raise UserError("no data given: name a data set (such as digits-lt) or a path.")
+    else:
+        config = make_config(given)
+    get_method(config.method)
+    splits = load_data(
+        config.data, imbalance=config.imbalance, profile=config.source.profile, root=config.source.root
+    )
+    config, notes = resolve(config, splits)
+    for note in notes:
+        say.say(note)
+    counts = splits.train.class_counts
+    say.say(
+        f"{splits.name}: {len(splits.train)} training images, {splits.train.num_classes} classes of "
+        f"{int(counts.max())} down to {int(counts.min())} (imbalance {float(counts.max() / counts.min()):.0f}), "
+        f"{len(splits.test)} test images"
+    )
+    say.say(f"{config.method}, chosen from the data: {describe(config, set(given))}")
+    if config.out is None:
+        config = replace_options(config, {"out": default_folder(config)})
+    folder = RunFolder(Path(str(config.out)), resume=resume, overwrite=overwrite)
+    try:
+        if not folder.holds_run:
+            folder.write_config(config)
+        evaluation = run_stages(config, splits, folder, say)
+        write_report(folder.path)
+    finally:
+        folder.close()
+    say.say(summary(evaluation))
+    result = Result(folder.path, evaluation)
+    say.say(f"report: {result.report}")
+    return result
+
+
+def evaluate(run: str | Path, data: str | None = None, *, device: str = "auto", quiet: bool = False) -> Result:
+    """Evaluate a finished run again.
+
+    Args:
+        run: the run's folder.
+        data: labelled images with the same classes; default: the test set of the run, whose ``evaluation.json``,
+            ``per_class.csv`` and ``report.html`` are then written anew. Other data writes nothing.
+        device: where to compute.
+        quiet: print nothing.
+
+    Raises:
+        UserError: no run, an unreadable model, other classes.
+    """
+    path = Path(run)
+    config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
+    classifier = Classifier.load(path)
+    source = config.source
+    splits = (
+        load_data(data)
+        if data is not None
+        else load_data(config.data, imbalance=config.imbalance, profile=source.profile, root=source.root)
+    )
+    evaluation, rows = evaluate_classifier(classifier, splits.test, pick_device(device))
+    if data is None:
+        write_evaluation(path, evaluation, rows)
+        write_report(path)
+    ProgressReporter(quiet).say(summary(evaluation))
+    return Result(path, evaluation)
+
+
+def load(path: str | Path) -> Classifier:
+    """Return the classifier of a run folder, in eval mode on the CPU; nothing is unpickled.
+
+    Raises:
+        UserError: a file is missing, cut off or changed.
+    """
+    return Classifier.load(path)
+
+
+def default_folder(config: TrainConfig) -> str:
+    """Return ``runs/DATA-METHOD-seedN``."""
+    return f"runs/{Path(config.data).stem}-{config.method}-seed{config.seed}"
+
+
+def summary(evaluation: dict[str, Any]) -> str:
+    """Return the headline figures as one line, in per cent."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    low, high = evaluation["intervals"]["balanced_accuracy"]
+    groups = "  ".join(
+        f"{name} {percent(group['accuracy'])} ({group['classes']})" for name, group in evaluation["groups"].items()
+    )
+    return (
+        f"test: top-1 {percent(evaluation['top1'])} %  balanced {percent(evaluation['balanced_accuracy'])} % "
+        f"[{percent(low)}, {percent(high)}]  {groups}  worst {evaluation['worst_class_name']} "
+        f"{percent(evaluation['worst_class']['accuracy'])}"
+    )
+
+
+def _saved_config(out: Path, given: dict[str, Any]) -> TrainConfig:
+    saved = make_config(parse_values(read_config(out), f"{out / 'config.yaml'}"))
+    check_same_options(saved, given, out)
+    moved = {key: given[key] for key in ("out", "device") if key in given}
+    moved |= {key: value for key, value in given.items() if key.startswith("checkpoint.")}
+    return replace_options(saved, moved)

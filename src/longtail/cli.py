@@ -1,0 +1,192 @@
+"""The command line: one verb a job, a thin layer over :mod:`longtail.api`.
+
+Exit codes: 0 done, 1 training failed (state kept), 2 something to mend, 128 + signal if stopped.
+Heavy imports wait until a verb needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import shlex
+import sys
+from collections.abc import Collection, Sequence
+
+import longtail
+from longtail.errors import UserError, unknown_name
+
+VERBS = {
+    "train": "train on DATA: teacher, student, figures, report",
+    "evaluate": "figures of a finished run, on its own test set or on other data",
+    "recipes": "list the recipes, or show one",
+}
+_USAGE = {
+    "train": "longtail train DATA [--recipe NAME] [--resume | --overwrite] [--quiet] [--OPTION VALUE ...]",
+    "evaluate": "longtail evaluate RUN [DATA] [--device DEVICE]",
+    "recipes": "longtail recipes [NAME]",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line ``words`` (default: the process's) and return the exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        return _run(words)
+    except UserError as error:
+        print(f"longtail: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except KeyboardInterrupt:
+        print("longtail: stopped.", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"longtail {longtail.__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise unknown_name("command", verb, VERBS)
+    if "-h" in rest or "--help" in rest:
+        print(_train_help() if verb == "train" else f"usage: {_USAGE[verb]}\n\n{VERBS[verb]}")
+        return 0
+    return {"train": _train, "evaluate": _evaluate, "recipes": _recipes}[verb](rest)
+
+
+def _train(words: list[str]) -> int:
+    places, flags, pairs = split_words(words, flags=("resume", "overwrite", "quiet"))
+    if len(places) > 1:
+        raise UserError(f"one DATA at a time, got {' and '.join(places)}; usage: {_USAGE['train']}")
+    recipe = pairs.pop("recipe", None)
+    from longtail.options import parse_words
+
+    given = parse_words([f"--{name}={value}" for name, value in pairs.items()])
+    from longtail import api
+    from longtail.training.guard import Diverged, Interrupted
+
+    try:
+        api.train(
+            places[0] if places else None,
+            recipe=recipe,
+            resume="resume" in flags,
+            overwrite="overwrite" in flags,
+            quiet="quiet" in flags,
+            **given,
+        )
+    except Interrupted as stop:
+        again = [word for word in words if word not in ("--resume", "--overwrite")]
+        print(f"longtail: {stop} Go on with: longtail train {shlex.join(again)} --resume", file=sys.stderr)
+        return stop.exit_code
+    except Diverged as error:
+        print(f"longtail: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _evaluate(words: list[str]) -> int:
+    places, _, pairs = split_words(words, known=("device",))
+    if not 1 <= len(places) <= 2:
+        raise UserError(f"which run? usage: {_USAGE['evaluate']}")
+    from longtail import api
+
+    api.evaluate(*places, device=pairs.get("device", "auto"))
+    return 0
+
+
+def _recipes(words: list[str]) -> int:
+    places, _, _ = split_words(words, known=())
+    from longtail.options import recipe_files, recipe_text
+
+    if places:
+        print(recipe_text(places[0]).rstrip())
+        return 0
+    for name, file in recipe_files().items():
+        head = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        print(f"{name:<32} {head}")
+    print("\nlongtail recipes NAME shows one; longtail train --recipe NAME runs it.")
+    return 0
+
+
+def split_words(
+    words: Sequence[str], flags: Collection[str] = (), known: Collection[str] | None = None
+) -> tuple[list[str], set[str], dict[str, str]]:
+    """Split a command line into (places, flags that were set, options with their values).
+
+    Every option but the ``flags`` takes one value, ``--name value`` or ``--name=value``; hyphens in names count as
+    underscores. ``known`` lists the options allowed (None: checked later).
+    """
+    places: list[str] = []
+    found: set[str] = set()
+    pairs: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            if word.startswith("-") and len(word) > 1:
+                raise UserError(f"unknown option {word}; options are written --name.")
+            places.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name in flags and not equals:
+            found.add(name)
+            continue
+        if known is not None and name not in known:
+            raise unknown_name("option", f"--{name}", [f"--{other}" for other in known] or ["--help"])
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{name} needs a value.")
+            value = rest.pop(0)
+        pairs[name] = value
+    return places, found, pairs
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    return (
+        "usage: longtail COMMAND ...\n\nTrain image classifiers that are good on rare classes too.\n\n"
+        f"commands:\n{verbs}\n\n"
+        "try it:\n  longtail train digits-lt            a minute on two cores, ends with a report\n"
+        "  longtail COMMAND --help             the options of a command"
+    )
+
+
+def _train_help() -> str:
+    """Return the options of ``train``, their meaning taken from the dataclasses' docstrings."""
+    from longtail.config import TrainConfig
+
+    lines = [
+        f"usage: {_USAGE['train']}",
+        "",
+        "  --recipe NAME            options of a recipe (longtail recipes), or of a YAML file; others go before it",
+        "  --resume                 go on with the run in --out",
+        "  --overwrite              delete the run in --out first",
+        "  --quiet                  print nothing",
+        "",
+        "options (default: none = chosen from the data):",
+    ]
+    config = TrainConfig()
+    _describe_group(config, "", lines)
+    for item in dataclasses.fields(config):
+        group = getattr(config, item.name)
+        if dataclasses.is_dataclass(group):
+            title = (inspect.getdoc(group) or "").splitlines()[0]
+            lines += ["", title]
+            _describe_group(group, f"{item.name}.", lines)
+    return "\n".join(lines)
+
+
+def _describe_group(group: object, prefix: str, lines: list[str]) -> None:
+    text = (inspect.getdoc(group) or "").partition("Attributes:\n")[2]
+    for name, meaning in re.findall(r"^    ([\w, ]+): ((?:.*\n?)(?:^        .*\n?)*)", text, re.MULTILINE):
+        if hasattr(group, name) and not dataclasses.is_dataclass(getattr(group, name)):
+            value = getattr(group, name)
+            default = "" if value is None or value == "" else f" (default {value})"
+            lines.append(f"  --{prefix + name:<31} {' '.join(meaning.split())}{default}")

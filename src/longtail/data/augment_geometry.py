@@ -1,0 +1,117 @@
+"""Geometry of batched augmentation: every sample has its own map, the whole batch is one gather.
+
+All kernels take uint8 images ``[B, C, H, W]`` and return the same shape and type. An affine map is written as
+Pillow writes it, ``(a, b, c, d, e, f)``: the output pixel (x, y) reads the input at (a x + b y + c,
+d x + e y + f), where pixel centres lie at half-integers. The results agree with ``PIL.Image.transform``. Its
+bicubic kernel has a = -1 (``PIL.Image.resize`` uses -0.5, ``grid_sample`` -0.75), hence our own taps.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_FIXED = 1 << 16  # Pillow's nearest-neighbour transform counts in 16.16 fixed point
+
+
+def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, fill: int) -> Tensor:
+    """Read pixels at ``rows`` and ``columns``; what lies outside the image is ``fill``.
+
+    Both are int64 and broadcast to ``[B, ...]``; the result is ``[B, C, ...]``.
+    """
+    batch, channels, height, width = images.shape
+    inside = ((rows >= 0) & (rows < height)) & ((columns >= 0) & (columns < width))
+    # One extra pixel holds the fill, so that "outside" costs no second pass over the channels.
+    index = torch.where(inside, rows * width + columns, height * width)
+    pixels = F.pad(images.flatten(2), (0, 1), value=fill)
+    taken = pixels.gather(2, index.view(batch, 1, -1).expand(-1, channels, -1))
+    return taken.view(batch, channels, *index.shape[1:])
+
+
+def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """Shift by (top, left) pixels with black outside, then mirror left-right where ``flip`` is true.
+
+    ``top`` and ``left`` (int64 ``[B]``) say which input row and column comes first: zero padding by p, then a
+    crop at offset o, is ``o - p``. ``flip`` is bool ``[B]``.
+    """
+    height, width = images.shape[-2:]
+    row = torch.arange(height, device=images.device)
+    column = torch.arange(width, device=images.device)
+    column = torch.where(flip[:, None], width - 1 - column, column)
+    return gather_pixels(
+        images, (top[:, None] + row)[:, :, None], (left[:, None] + column)[:, None, :], fill=0
+    )
+
+
+def affine_nearest(images: Tensor, maps: Tensor, fill: int) -> Tensor:
+    """Apply affine ``maps [B, 6]`` with the nearest pixel, ``fill`` outside (Pillow's ``NEAREST``)."""
+    a, b, c, d, e, f = maps.unbind(1)
+    coefficients = torch.stack([a, b, c + 0.5 * a + 0.5 * b, d, e, f + 0.5 * d + 0.5 * e])
+    fixed = torch.floor(coefficients * _FIXED + 0.5).to(torch.int64)[:, :, None, None]
+    height, width = images.shape[-2:]
+    y = torch.arange(height, device=images.device)[:, None]
+    x = torch.arange(width, device=images.device)
+    columns = (fixed[0] * x + fixed[1] * y + fixed[2]) >> 16
+    rows = (fixed[3] * x + fixed[4] * y + fixed[5]) >> 16
+    return gather_pixels(images, rows, columns, fill)
+
+
+def shear_bicubic(images: Tensor, amounts: Tensor, fill: int) -> Tensor:
+    """Shear left-right: row y reads ``amounts [B]`` * (y + 1/2) pixels to the right, ``fill`` outside.
+
+    Agrees with Pillow's ``AFFINE`` map (1, amount, 0, 0, 1, 0) and ``BICUBIC``. No row mixes with another, so 4 of
+    its 16 taps do. Arithmetic is in the type of ``amounts``; float64 gives Pillow's bits. For an up-down shear
+    transpose the images before and after.
+    """
+    width = images.shape[-1]
+    y, x = _centres(images, amounts.dtype)
+    source = x + amounts[:, None, None] * y
+    left = torch.floor(source - 0.5)
+    t = (source - 0.5 - left)[:, None]
+    tap = torch.arange(-1, 3, device=images.device)[:, None, None]
+    columns = (left.long()[:, None] + tap).clamp_(0, width - 1)
+    taps = gather_pixels(images, y.long(), columns, fill).to(amounts.dtype)
+    v0, v1, v2, v3 = taps.unbind(2)
+    value = v1 + t * ((v2 - v0) + t * ((2 * (v0 - v1) + v2 - v3) + t * (v1 - v0 - v2 + v3)))
+    outside = (source < 0) | (source >= width)
+    return value.clamp_(0, 255).to(torch.uint8).masked_fill_(outside[:, None], fill)
+
+
+def affine_bilinear(images: Tensor, maps: Tensor, fill: int) -> Tensor:
+    """Apply affine ``maps [B, 6]`` with 4 taps, to the nearest level; a tap outside counts as ``fill``."""
+    y, x = _centres(images, maps.dtype)
+    a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
+    x, y = a * x + b * y + c, d * x + e * y + f
+    top, left = torch.floor(y - 0.5), torch.floor(x - 0.5)
+    tap = torch.arange(2, device=images.device)[:, None, None]
+    rows, columns = top.long()[:, None] + tap, left.long()[:, None] + tap
+    taps = gather_pixels(images, rows[:, :, None], columns[:, None, :], fill).to(maps.dtype)
+    lines = taps[:, :, :, 0] + (x - 0.5 - left)[:, None, None] * (taps[:, :, :, 1] - taps[:, :, :, 0])
+    value = lines[:, :, 0] + (y - 0.5 - top)[:, None] * (lines[:, :, 1] - lines[:, :, 0])
+    return (value + 0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def translation_maps(x: Tensor, y: Tensor) -> Tensor:
+    """Return maps ``[B, 6]`` that read ``x`` pixels to the right and ``y`` below: the picture moves back."""
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    return torch.stack([one, zero, x, zero, one, y], dim=1)
+
+
+def rotation_maps(degrees: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
+    """Return maps ``[B, 6]`` that turn the picture counter-clockwise by ``degrees [B]`` about its centre.
+
+    ``scale [B]`` also enlarges the picture by that factor.
+    """
+    angle = torch.deg2rad(-degrees)
+    shrink = torch.ones_like(angle) if scale is None else 1 / scale
+    cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
+    x, y = width / 2, height / 2
+    return torch.stack([cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y], dim=1)
+
+
+def _centres(images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the y ``[H, 1]`` and x ``[1, W]`` of the pixel centres."""
+    height, width = images.shape[-2:]
+    y = torch.arange(height, device=images.device, dtype=dtype)[:, None] + 0.5
+    return y, torch.arange(width, device=images.device, dtype=dtype)[None, :] + 0.5

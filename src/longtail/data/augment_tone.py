@@ -1,0 +1,127 @@
+"""Tone and colour of batched augmentation, level by level as Pillow's ``ImageOps`` and ``ImageEnhance``.
+
+An operation that maps one channel value to another returns uint8 lookup tables ``[B, C, 256]``, or
+``[B, 1, 256]`` if the channels share them, so that many operations share one gather (`apply_table`). Colour
+and sharpness mix several values and return images. Images are uint8 ``[B, C, H, W]``, C = 1 (gray) or 3 (RGB).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64 where the device has it (Pillow computes in it), else float32."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.float32
+    return torch.float64
+
+
+def apply_table(images: Tensor, table: Tensor) -> Tensor:
+    """Look every pixel up in ``table`` (uint8 ``[B, C or 1, 256]``)."""
+    index = images.flatten(2).to(torch.int64)
+    return table.expand(-1, images.shape[1], -1).gather(2, index).view_as(images)
+
+
+def invert(images: Tensor) -> Tensor:
+    """Return the lookup table ``[1, 1, 256]`` that turns black to white and back."""
+    return (255 - _levels(images)).to(torch.uint8)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Return tables ``[B, 1, 256]`` that keep the highest ``bits [B]`` (1 to 8) of a value."""
+    dropped = (8 - bits).to(torch.int64)[:, None, None]
+    return ((_levels(images) >> dropped) << dropped).to(torch.uint8)
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Return tables ``[B, 1, 256]`` that invert the values not below ``threshold [B]`` (0 to 256)."""
+    level = _levels(images)
+    return torch.where(level < threshold[:, None, None], level, 255 - level).to(torch.uint8)
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Return tables ``[B, 1, 256]`` that blend with black: ``factor [B]`` 0 is black, 1 the image."""
+    return _blend(torch.zeros(1, device=images.device), _levels(images).float(), factor[:, None, None])
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Return tables ``[B, 1, 256]`` that blend with the mean gray: ``factor [B]`` 0 is flat, 1 the image."""
+    count = images.shape[-2] * images.shape[-1]
+    total = _luma(images).to(torch.int32).sum(dim=(2, 3), dtype=torch.int64)
+    mean = (2 * total + count) // (2 * count)  # rounds half up
+    return _blend(mean[:, :, None].float(), _levels(images).float(), factor[:, None, None])
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Return tables ``[B, C, 256]`` that stretch each channel's values to 0..255; a flat channel stays."""
+    low, high = (bound[:, :, None].to(torch.int64) for bound in torch.aminmax(images.flatten(2), dim=2))
+    level = _levels(images)
+    scale = 255.0 / (high - low).clamp(min=1).to(widest_float(images.device))
+    stretched = (level * scale + -low * scale).clamp(0, 255).to(torch.int64)
+    return torch.where(high > low, stretched, level).to(torch.uint8)
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Return tables ``[B, C, 256]`` that flatten each channel's histogram; the identity under 256 pixels."""
+    batch, channels = images.shape[:2]
+    first = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * 256
+    pixels = images.flatten(2)
+    histogram = torch.bincount((pixels.to(torch.int64) + first).view(-1), minlength=batch * channels * 256)
+    histogram = histogram.view(batch, channels, 256)
+    last = histogram.gather(2, pixels.amax(dim=2, keepdim=True).to(torch.int64))
+    step = (pixels.shape[2] - last) // 255
+    below = histogram.cumsum(dim=2) - histogram
+    flattened = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
+    return torch.where(step > 0, flattened, _levels(images)).to(torch.uint8)
+
+
+def color(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the gray image: ``factor [B]`` 0 is gray, 1 the image. One channel has no colour."""
+    if images.shape[1] == 1:
+        return images
+    return _blend(_luma(images), images.float(), factor[:, None, None, None])
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the smoothed image: ``factor [B]`` 0 is smooth, 1 the image, above 1 sharper.
+
+    Smoothing weighs the centre 5 and its eight neighbours 1 (``ImageFilter.SMOOTH``). The outermost pixels
+    are copied, so an image under 3 x 3 stays as it is.
+    """
+    if min(images.shape[-2:]) < 3:
+        return images
+    values = images.float()
+    rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * values[:, :, 1:-1, 1:-1]
+    smooth = values.clone()
+    # A sum comes no closer to a rounding edge than half a thirteenth, so float32 decides right.
+    smooth[:, :, 1:-1, 1:-1] = torch.floor((total + 6.5) / 13)
+    return _blend(smooth, values, factor[:, None, None, None])
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Return the identity table, int64 ``[1, 1, 256]``."""
+    return torch.arange(256, device=images.device).view(1, 1, 256)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Return the gray image, whole float32 ``[B, 1, H, W]``: ITU-R 601 weights in 16 bits, as Pillow's "L".
+
+    Every intermediate value is a whole number under 2**24, so float32 is exact (and faster than integers).
+    """
+    if images.shape[1] == 1:
+        return images.float()
+    red, green, blue = torch.split(images.float(), 1, dim=1)
+    return torch.floor((red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 65536)
+
+
+def _blend(base: Tensor, values: Tensor, factor: Tensor) -> Tensor:
+    """Return ``base + factor * (values - base)`` in float32, clipped and truncated, as ``Image.blend``."""
+    return ((values - base) * factor.float()).add_(base).clamp_(0, 255).to(torch.uint8)

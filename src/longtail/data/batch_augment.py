@@ -1,0 +1,112 @@
+"""Random augmentation of a whole batch in a few tensor operations, each sample with its own parameters.
+
+Images are uint8 ``[B, C, H, W]`` on any device. Parameters are drawn through `Draws`, so a sample's
+augmentation depends on the seed, the epoch, the view and the sample's id, not on the rest of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from longtail.data import augment_geometry as geometry
+from longtail.data import augment_tone as tone
+from longtail.data.keyed import keyed_uniform
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one view of one batch: functions of (seed, stream, epoch, id) and a name.
+
+    Attributes:
+        seed: the run's seed.
+        epoch: the epoch.
+        stream: the view's name in the method, for instance "query": two views of a sample differ.
+        ids: int64 ``[B]``, the samples' ids.
+
+    Names keep draws apart: a recipe that gains an operation keeps the numbers of the others.
+    """
+
+    seed: int
+    epoch: int
+    stream: str
+    ids: Tensor
+
+    def uniform(self, name: str, count: int) -> tuple[Tensor, ...]:
+        """Return ``count`` float32 tensors ``[B]`` in [0, 1) that belong to ``name``."""
+        return keyed_uniform(self.seed, self.stream, self.epoch, name, ids=self.ids, count=count).unbind(1)
+
+
+def whole(uniform: Tensor, count: int) -> Tensor:
+    """Turn uniforms in [0, 1) to int64 in 0 .. count - 1, all equally likely."""
+    return (uniform * count).to(torch.int64)
+
+
+def between(uniform: Tensor, low: float, high: float) -> Tensor:
+    """Turn uniforms in [0, 1) to [low, high)."""
+    return low + (high - low) * uniform
+
+
+def random_crop_flip(images: Tensor, draws: Draws, flip_probability: float = 0.5) -> Tensor:
+    """Zero-pad by an eighth of each side (4 at 32, at least 1), crop back at random, mirror at random."""
+    height, width = images.shape[-2:]
+    rows, columns = max(1, height // 8), max(1, width // 8)
+    top, left, flip = draws.uniform("crop_flip", 3)
+    return geometry.crop_flip(
+        images,
+        whole(top, 2 * rows + 1) - rows,
+        whole(left, 2 * columns + 1) - columns,
+        flip < flip_probability,
+    )
+
+
+def random_cutout(images: Tensor, draws: Draws) -> Tensor:
+    """Blacken one square of half the shorter side (16 at 32), clipped at the border (DeVries & Taylor 2017).
+
+    The centre is uniform over the pixels; the square starts length // 2 before it.
+    """
+    height, width = images.shape[-2:]
+    length = max(1, min(height, width) // 2)
+    centre_y, centre_x = draws.uniform("cutout", 2)
+    from_first_row = (
+        torch.arange(height, device=images.device) + length // 2 - whole(centre_y, height)[:, None]
+    )
+    from_first_column = (
+        torch.arange(width, device=images.device) + length // 2 - whole(centre_x, width)[:, None]
+    )
+    in_rows = (from_first_row >= 0) & (from_first_row < length)
+    in_columns = (from_first_column >= 0) & (from_first_column < length)
+    keep = ~(in_rows[:, :, None] & in_columns[:, None, :])
+    return images * keep[:, None].to(torch.uint8)
+
+
+def random_small_affine(images: Tensor, draws: Draws) -> Tensor:
+    """Turn by up to 10 degrees, scale by 0.9 to 1.1 and shift by up to 1 pixel (bilinear, black outside)."""
+    height, width = images.shape[-2:]
+    turn, scale, shift_x, shift_y = draws.uniform("small_affine", 4)
+    maps = geometry.rotation_maps(between(turn, -10, 10), height, width, scale=between(scale, 0.9, 1.1))
+    maps[:, 2] += between(shift_x, -1, 1)
+    maps[:, 5] += between(shift_y, -1, 1)
+    return geometry.affine_bilinear(images, maps, fill=0)
+
+
+def random_tone_jitter(images: Tensor, draws: Draws) -> Tensor:
+    """Change contrast, then brightness, by a factor of 0.8 to 1.2 each."""
+    contrast, brightness = draws.uniform("tone_jitter", 2)
+    images = tone.apply_table(images, tone.contrast(images, between(contrast, 0.8, 1.2)))
+    return tone.apply_table(images, tone.brightness(images, between(brightness, 0.8, 1.2)))
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return float32 ``(images / 255 - mean) / std``; ``mean`` and ``std`` are per channel, on 0..1."""
+    values = images.to(torch.float32).div_(255)
+    return values.sub_(_channels(mean, images.device)).div_(_channels(std, images.device))
+
+
+@lru_cache(maxsize=64)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return the values as ``[C, 1, 1]``, kept on the device: a copy a step would make the host wait."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -1,0 +1,218 @@
+"""Gaussian mixture likelihood: a logit-adjusted cross entropy over the class densities of contrast keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longtail.losses.class_density import class_logmeanexp, class_logmeanexp_and_mean
+from longtail.losses.logit_adjusted import check_labels, checked_counts, weighted_log_prior
+
+
+class GMLLoss(nn.Module):
+    """Contrastive loss that maximises the mutual information between features and labels.
+
+    ``L = -log softmax_c(log s(z|c) + prior_strength * log p_c)[label]``, mean over the samples that count,
+    with ``s(z|c) = mean over the keys z' of class c of exp(z . z' / temperature)`` and p_c the share of
+    class c in the training set. Suh & Seo, "Long-Tailed Recognition by Mutual Information Maximization
+    between Latent Features and Ground-Truth Labels", ICML 2023 (L_GML). prior_strength 0 gives supervised
+    contrastive learning (Khosla et al., NeurIPS 2020, Eq. 3) averaged over classes; one key a class gives
+    the logit-adjusted cosine classifier.
+
+    A sample's own keys are those with ``key_ids == query_id``, all of them in the sample's own class. The
+    loss keeps them unless ``exclude_own_key``. The temperature must not see them, or it falls far too low:
+    it learns from a second copy with the features detached and the own keys left out (without ids: with all
+    keys), which adds its gradient to the loss but not its value. In the first copy the temperature is a
+    constant.
+
+    A class without a key that counts, or of count 0 under a prior, drops out of that query's sum. If it is
+    the target, the sample does not count; if none counts, the loss and all its gradients are 0.
+
+    Args:
+        class_counts: ``[C]`` training samples of each class; kept as a buffer.
+        temperature: of the kernel, > 0; the first value if it is learned.
+        learn_temperature: make ``log_temperature`` a parameter instead of a buffer.
+        prior_strength: scale of log p_c, 1 = the paper, 0 = no prior.
+        exclude_own_key: leave own keys out of the loss itself too; needs ids in every call.
+
+    Attributes:
+        counted: samples that counted in the last call, int64 0-d.
+        information: I(features; label) in bits that the last call's batch shows, 0-d without gradient:
+            (H(p) - L) / ln 2 with own keys left out, a lower bound on average that may be negative.
+            NaN without ids, or where no sample has a key of its class besides its own.
+
+    Raises:
+        ValueError: counts not one-dimensional, negative or all zero; temperature not above 0; in a call,
+            shapes or dtypes that do not fit, one kind of ids without the other, and (on the CPU) a label
+            out of range.
+
+    Example:
+        >>> loss = GMLLoss(torch.tensor([3, 1]), temperature=0.5)
+        >>> queries = torch.tensor([[1.0, 0.0]])
+        >>> keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> loss(queries, torch.tensor([0]), keys, offsets=torch.tensor([0, 1, 3]))  # log(1 + exp(-2) / 3)
+        tensor(0.0441)
+        >>> loss.counted
+        tensor(1)
+    """
+
+    class_counts: Tensor
+    log_temperature: Tensor
+
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[int],
+        temperature: float = 0.1,
+        learn_temperature: bool = False,
+        prior_strength: float = 1.0,
+        exclude_own_key: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be above 0 and finite, got {temperature}.")
+        self.register_buffer("class_counts", checked_counts(class_counts))
+        log_temperature = torch.tensor(math.log(temperature), dtype=torch.get_default_dtype())
+        if learn_temperature:
+            self.log_temperature = nn.Parameter(log_temperature)
+        else:
+            self.register_buffer("log_temperature", log_temperature)
+        # What rounding the log to its dtype dropped: nothing in float32, but float64 inputs would see it.
+        self._log_residual = math.log(temperature) - log_temperature.item()
+        self.learn_temperature = learn_temperature
+        self.prior_strength = float(prior_strength)
+        self.exclude_own_key = exclude_own_key
+        self.counted = torch.zeros((), dtype=torch.int64)
+        self.information = torch.full((), torch.nan)
+
+    @property
+    def temperature(self) -> Tensor:
+        """The kernel's temperature, 0-d."""
+        return (self.log_temperature + self._log_residual).exp()
+
+    def forward(
+        self,
+        queries: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        offsets: Tensor,
+        query_ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        key_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the scalar loss, in float32 at least, also under autocast.
+
+        Args:
+            queries: ``[B, D]`` unit vectors.
+            labels: int64 ``[B]``, 0..C-1.
+            keys: ``[K, D]`` unit vectors, class by class.
+            offsets: int64 ``[C + 1]``: class c holds keys ``offsets[c]:offsets[c + 1]``.
+            query_ids: ``[B]`` sample of each query; -1 matches no key.
+            key_ids: ``[K]`` sample of each key; -1 matches no query.
+            key_mask: bool ``[K]`` or ``[B, K]``, True where a key counts.
+        """
+        self._check(queries, labels, keys, offsets, query_ids, key_ids)
+        dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+        with torch.autocast(queries.device.type, enabled=False):
+            log_temperature = self.log_temperature.to(dtype) + self._log_residual
+            scaled = queries.to(dtype) / log_temperature.detach().exp()
+            # keys @ queries.T, not queries @ keys.T: the densities want each key's row contiguous.
+            logits = (keys.to(dtype) @ scaled.t()).t()  # [B, K]
+            if self.learn_temperature:
+                densities, slopes = class_logmeanexp_and_mean(logits, offsets, key_mask)  # [B, C] each
+            else:
+                densities, slopes = class_logmeanexp(logits, offsets, key_mask), None
+
+            others = densities  # the densities without own keys: only the target's can differ
+            if query_ids is not None and key_ids is not None:
+                columns, keep = self._other_keys(labels, offsets, query_ids, key_ids, key_mask)
+                kept = logits if self.exclude_own_key else logits.detach()
+                one_class = columns.shape[1] * torch.arange(2, device=offsets.device)
+                target, slope = class_logmeanexp_and_mean(kept.gather(1, columns), one_class, keep)  # [B, 1]
+                others = (densities if self.exclude_own_key else densities.detach()).scatter(
+                    1, labels[:, None], target
+                )
+                slopes = None if slopes is None else slopes.scatter(1, labels[:, None], slope)
+
+            loss, self.counted = self._cross_entropy(others if self.exclude_own_key else densities, labels)
+            if query_ids is None and slopes is None:
+                self.information = torch.full_like(loss.detach(), torch.nan)
+                return loss
+            tempered = others.detach()
+            if slopes is not None:
+                # d log s / d log temperature is minus the mean logit in the class: a summand of value 0.
+                tempered = tempered - slopes * (log_temperature - log_temperature.detach())
+            term, term_counted = self._cross_entropy(tempered, labels)
+            self.information = self._bits(term.detach(), term_counted, known=query_ids is not None)
+            return loss + (term - term.detach())
+
+    def _cross_entropy(self, densities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean cross entropy over the samples whose target class is there, and their number."""
+        logits = densities + weighted_log_prior(self.class_counts, self.prior_strength, densities.dtype)
+        missing = logits.gather(1, labels[:, None]) == -torch.inf  # [B, 1]
+        losses = F.cross_entropy(logits.masked_fill(missing, 0.0), labels, reduction="none")
+        counted = (~missing).sum()
+        return losses.masked_fill(missing.squeeze(1), 0.0).sum() / counted.clamp(min=1), counted
+
+    def _bits(self, cross_entropy: Tensor, counted: Tensor, known: bool) -> Tensor:
+        """Return the bound (H(p) - cross entropy) in bits, NaN where it is not known."""
+        log_prior = weighted_log_prior(self.class_counts, 1.0, cross_entropy.dtype)
+        entropy = -torch.where(log_prior > -torch.inf, log_prior.exp() * log_prior, 0.0).sum()
+        bits = (entropy - cross_entropy) / math.log(2)
+        return torch.where(counted > 0, bits, torch.nan) if known else torch.full_like(bits, torch.nan)
+
+    @staticmethod
+    def _other_keys(
+        labels: Tensor, offsets: Tensor, query_ids: Tensor, key_ids: Tensor, key_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return each query's target-class columns ``[B, L]`` and which of them count and are not its own.
+
+        L is the longest class, the one value that is read back from the device.
+        """
+        longest = int((offsets[1:] - offsets[:-1]).max())
+        columns = offsets[labels][:, None] + torch.arange(longest, device=offsets.device)
+        inside = columns < offsets[labels + 1][:, None]
+        columns = columns.clamp(max=key_ids.shape[0] - 1)
+        own = (key_ids[columns] == query_ids[:, None]) & (query_ids >= 0)[:, None]
+        keep = inside & ~own
+        if key_mask is not None:
+            keep &= key_mask.expand(labels.shape[0], -1).gather(1, columns)
+        return columns, keep
+
+    def _check(
+        self,
+        queries: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        offsets: Tensor,
+        query_ids: Tensor | None,
+        key_ids: Tensor | None,
+    ) -> None:
+        classes = self.class_counts.shape[0]
+        if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
+            raise ValueError(
+                f"queries and keys must be [B, D] and [K, D], got {list(queries.shape)}, {list(keys.shape)}."
+            )
+        check_labels(labels, queries.shape[0], classes)
+        if offsets.shape != (classes + 1,):
+            raise ValueError(
+                f"offsets must be [{classes + 1}] for {classes} classes, got {list(offsets.shape)}."
+            )
+        if (query_ids is None) != (key_ids is None):
+            raise ValueError("query_ids and key_ids must be given together.")
+        if query_ids is None and self.exclude_own_key:
+            raise ValueError("exclude_own_key needs query_ids and key_ids.")
+        for name, ids, size in (("query_ids", query_ids, len(queries)), ("key_ids", key_ids, len(keys))):
+            if ids is not None and (ids.shape != (size,) or ids.is_floating_point()):
+                raise ValueError(f"{name} must be integers [{size}], got {ids.dtype} {list(ids.shape)}.")
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows of the loss."""
+        return (
+            f"num_classes={self.class_counts.shape[0]}, temperature={self.temperature.item():.4g}, "
+            f"learn_temperature={self.learn_temperature}, prior_strength={self.prior_strength}, "
+            f"exclude_own_key={self.exclude_own_key}"
+        )

@@ -1,0 +1,6 @@
+"""What a contrastive method remembers between steps: past batches' keys, and the network that makes them."""
+
+from longtail.memory.class_queue import ClassQueue, queue_lengths
+from longtail.memory.teacher import FrozenTeacher, MomentumTeacher
+
+__all__ = ["ClassQueue", "FrozenTeacher", "MomentumTeacher", "queue_lengths"]

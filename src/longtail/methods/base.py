@@ -1,0 +1,150 @@
+"""The contract between a method and the loop that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from longtail.config import TrainConfig
+from longtail.data import ImageSet
+from longtail.data.loading import Batch
+from longtail.models import Classifier, CosineHead, LinearHead, build_encoder
+
+Fetch = Callable[[str, Tensor, Tensor], Tensor]
+"""``fetch(view name, ids [M], rounds [M]) -> images [M, C, H, W]``: views made outside any epoch."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of a run's list of stages.
+
+    Attributes:
+        name: of the stage's folder and of its lines in ``metrics.jsonl``.
+        method: registered name of the method that it trains.
+        backbone: encoder name.
+        epochs: passes over the training images.
+        takes: name of the earlier stage whose classifier it is given, or None.
+    """
+
+    name: str
+    method: str
+    backbone: str
+    epochs: int
+    takes: str | None = None
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What a method is built from.
+
+    Attributes:
+        config: the resolved options of the run (no None left where a default exists).
+        stage: the stage it is built for.
+        train: the training set; methods may look at labels and counts, images come through batches.
+        mean, std: pixel statistics, for the classifier that is deployed.
+        previous: the classifier of the stage named by ``stage.takes``.
+    """
+
+    config: TrainConfig
+    stage: Stage
+    train: ImageSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    previous: Classifier | None = None
+
+    def build_encoder(self) -> nn.Module:
+        """Return the stage's encoder, freshly initialised from torch's current random state."""
+        return build_encoder(self.stage.backbone, self.train.channels)
+
+    def build_classifier(
+        self, encoder: nn.Module, head: CosineHead | LinearHead, prior_strength: float
+    ) -> Classifier:
+        """Wrap what was trained with ``prior_strength`` times log p(c) added to its logits.
+
+        Training with strength t fits softmax(logits + t log p) to the training posterior, so the raw softmax implies a
+        class prior proportional to p^(1-t): the training prior for plain cross entropy, uniform at t = 1.
+        """
+        counts = self.train.class_counts
+        prior = (counts.double() / counts.sum()).pow(1.0 - prior_strength)
+        kind = "cosine" if isinstance(head, CosineHead) else "linear"
+        spec: dict[str, Any] = {
+            "encoder": self.stage.backbone,
+            "in_channels": self.train.channels,
+            "head": kind,
+        }
+        if isinstance(head, CosineHead):
+            spec["scale"] = self.config.loss.scale
+        return Classifier(
+            encoder,
+            head,
+            class_names=self.train.class_names,
+            class_counts=counts,
+            logit_prior=(prior / prior.sum()).float(),
+            mean=self.mean,
+            std=self.std,
+            image_size=self.train.image_size,
+            spec=spec,
+        )
+
+
+class Method(nn.Module):
+    """Owns encoder, heads and memory, so that one ``state_dict`` is all it has learned.
+
+    The loop calls, in this order: ``prepare`` once; then each step ``update_memory`` and ``forward``; ``on_epoch`` at
+    the start of each epoch; ``finish`` once at the end; ``classifier`` whenever a model is wanted. Distributed training
+    wraps and calls ``forward`` only, so ``forward`` must not touch the memory.
+
+    Attributes:
+        views: view name to augmentation recipe; every batch holds these views.
+        sampler: how an epoch draws samples; ``instance`` = each image once.
+        encoder, head: what is deployed, and what a moving average of the weights covers.
+    """
+
+    default_view: ClassVar[str] = "classifier"
+    views: dict[str, str]
+    sampler: str = "instance"
+    encoder: nn.Module
+    head: CosineHead | LinearHead
+
+    @classmethod
+    def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
+        """Return the stages that a run of this method (registered as ``name``) consists of; the last is the result."""
+        return [Stage("train", name, str(config.backbone), int(config.epochs or 0))]
+
+    @classmethod
+    def build(cls, context: MethodContext) -> Method:
+        """Return the method for ``context``."""
+        raise TypeError(f"{cls.__name__} does not say how it is built")
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's parameter groups; a group may set its own ``weight_decay``."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def prepare(self, fetch: Fetch, labels: Tensor) -> None:
+        """Fill the memory before the first step. ``labels [N]`` are those of the training set. Default: nothing."""
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the weighted scalar losses of a step, by name; ``progress`` runs from 0 to 1 over the stage."""
+        raise TypeError(f"{type(self).__name__} does not say what a step computes")
+
+    @torch.no_grad()
+    def update_memory(self, batch: Batch) -> None:
+        """Take a batch into the memory: once an optimiser step, before the loss. Default: nothing."""
+
+    def on_epoch(self, progress: float) -> None:
+        """Start an epoch. Default: nothing."""
+
+    def finish(self) -> None:
+        """Closed-form fits after the last step. Default: nothing."""
+
+    def readings(self) -> dict[str, Tensor]:
+        """Return figures of the last step worth a look (0-d tensors, by name), such as the temperature."""
+        return {}
+
+    def classifier(self) -> Classifier:
+        """Return what is deployed; it shares the method's tensors."""
+        raise TypeError(f"{type(self).__name__} does not say what is deployed")

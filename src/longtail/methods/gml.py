@@ -1,0 +1,165 @@
+"""GML: Suh & Seo, "Long-Tailed Recognition by Mutual Information Maximization between Latent Features and
+Ground-Truth Labels", ICML 2023.
+
+A step, with three views of each image:
+
+    key view        > teacher > class-wise queue > key projection   > keys    --+
+    query view      > student > query projection                    > queries --+--> L_GML
+    classifier view > student > cosine head > + log p(c)            ---------------> L_cls
+                                            > against the teacher's ---------------> L_distillation
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from longtail.config import TrainConfig
+from longtail.data.loading import Batch
+from longtail.errors import UserError
+from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
+from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher
+from longtail.methods.base import Fetch, Method, MethodContext, Stage
+from longtail.methods.logit_adjustment import make_head
+from longtail.models import Classifier, CosineHead, ProjectionHead
+
+
+class GML(Method):
+    """Cosine classifier and contrast against a teacher's class-wise queue, trained side by side."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__()
+        config, counts = context.config, context.train.class_counts
+        self.context = context
+        self.options = config.loss
+        self.views = {
+            "classifier": str(config.views.classifier),
+            "query": str(config.views.query),
+            "key": str(config.views.key),
+        }
+        self.encoder = context.build_encoder()
+        self.head = make_head(context, self.encoder, cosine=True)
+        self.teacher = self._build_teacher()
+        key_dim = int(self.teacher.encoder.feature_dim)  # type: ignore[arg-type]
+        query_dim = int(self.encoder.feature_dim)  # type: ignore[arg-type]
+        width = int(config.queue.projection_dim or 0)
+        self.query_projection = ProjectionHead(query_dim, width)
+        self.key_projection = ProjectionHead(key_dim, width)
+        self.queue = ClassQueue(
+            counts, int(config.queue.capacity or 0), key_dim, int(config.queue.min_per_class or 0)
+        )
+        loss = config.loss
+        self.classifier_loss = LogitAdjustedCrossEntropy(counts, loss.prior_strength)
+        self.contrast_loss = GMLLoss(
+            counts,
+            temperature=float(loss.temperature or 0.0),
+            learn_temperature=loss.learn_temperature,
+            prior_strength=loss.prior_strength,
+            exclude_own_key=loss.exclude_own_key,
+        )
+        self.distillation_loss = DistillationLoss(loss.distillation_temperature)
+
+    def _build_teacher(self) -> FrozenTeacher | MomentumTeacher:
+        previous = self.context.previous
+        if self.context.config.teacher.kind == "momentum":
+            return MomentumTeacher(self.encoder, self.head, self.context.config.teacher.momentum)
+        if previous is None:
+            raise ValueError("a frozen teacher needs the classifier of an earlier stage")
+        if previous.class_names != self.context.train.class_names:
+            raise UserError(
+                "the teacher's classes are not those of the training data; train it on the same classes."
+            )
+        if (previous.spec["in_channels"], previous.image_size) != (
+            self.context.train.channels,
+            self.context.train.image_size,
+        ):
+            raise UserError(
+                f"the teacher was trained on {previous.spec['in_channels']}-channel images of "
+                f"{previous.image_size}, the data has {self.context.train.channels} channels and "
+                f"{self.context.train.image_size}; train it on the same data."
+            )
+        if self.options.distillation_weight and not isinstance(previous.head, CosineHead):
+            raise UserError(
+                "distillation compares cosine logits, but the teacher has a linear head; use a teacher trained with "
+                "logit_adjustment, or --loss.distillation_weight 0."
+            )
+        return FrozenTeacher(previous.encoder, previous.head)
+
+    @classmethod
+    def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
+        """A teacher trained with L_cls alone, then the student; one stage if the teacher is at hand or a momentum one."""
+        student = Stage("student", name, str(config.backbone), int(config.epochs or 0))
+        if config.teacher.kind == "momentum" or config.teacher.run:
+            return [student]
+        teacher = Stage(
+            "teacher", "logit_adjustment", str(config.teacher.backbone), int(config.teacher.epochs or 0)
+        )
+        return [teacher, Stage(student.name, name, student.backbone, student.epochs, takes=teacher.name)]
+
+    @classmethod
+    def build(cls, context: MethodContext) -> Self:
+        """Build the student stage."""
+        return cls(context)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Weight decay on everything but the temperature, which it would pull towards 1."""
+        temperature = list(self.contrast_loss.parameters())
+        own = {id(p) for p in temperature}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in own]}
+        ]
+        return [*groups, {"params": temperature, "weight_decay": 0.0}] if temperature else groups
+
+    @torch.no_grad()
+    def prepare(self, fetch: Fetch, labels: Tensor) -> None:
+        """Fill every slot of the queue with the teacher's features of real images."""
+        self.queue.prime(labels, lambda ids, rounds: self.teacher.features(fetch("key", ids, rounds)))
+
+    @torch.no_grad()
+    def update_memory(self, batch: Batch) -> None:
+        """Enqueue the teacher's features of the key view; a momentum teacher first follows the student."""
+        if isinstance(self.teacher, MomentumTeacher):
+            self.teacher.update(self.encoder, self.head)
+        self.queue.enqueue(self.teacher.features(batch.views["key"]), batch.labels, batch.ids)
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """L_cls + L_GML (+ distillation), weighted."""
+        size = len(batch.labels)
+        # One pass for both views: their BatchNorm statistics are joint, as in the authors' release.
+        features = self.encoder(torch.cat([batch.views["classifier"], batch.views["query"]]))
+        logits = self.head(features[:size])
+        losses = {
+            "classifier": self.options.classifier_weight * self.classifier_loss(logits, batch.labels)
+        }
+        if self.options.contrast_weight:
+            queries = self.query_projection(features[size:])
+            # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
+            keys = self.key_projection(self.queue.features)
+            losses["gml"] = self.options.contrast_weight * self.contrast_loss(
+                queries,
+                batch.labels,
+                keys,
+                self.queue.offsets,
+                query_ids=batch.ids,
+                key_ids=self.queue.ids,
+                key_mask=self.queue.filled,
+            )
+        if self.options.distillation_weight:
+            teacher_logits = self.teacher.logits(batch.views["classifier"])
+            losses["distillation"] = self.options.distillation_weight * self.distillation_loss(
+                logits, teacher_logits
+            )
+        return losses
+
+    def readings(self) -> dict[str, Tensor]:
+        """Temperature, and bits of label information H(Y) - L_GML without a sample's own keys."""
+        return {
+            "temperature": self.contrast_loss.temperature.detach(),
+            "bits": self.contrast_loss.information,
+        }
+
+    def classifier(self) -> Classifier:
+        """Student encoder and cosine head; projections, queue and teacher stay behind."""
+        return self.context.build_classifier(self.encoder, self.head, self.options.prior_strength)

@@ -1,0 +1,49 @@
+"""Figures of a long-tailed classifier: tensors in, plain numbers out, no C x C matrix anywhere."""
+
+from .accuracy import (
+    HARMONIC_FLOOR,
+    balanced_accuracy,
+    class_hits,
+    class_recall,
+    harmonic_mean,
+    macro_f1,
+    topk_accuracy,
+    worst_class,
+)
+from .calibration import (
+    class_calibration_error,
+    expected_calibration_error,
+    predict_with_confidence,
+    reliability,
+)
+from .groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
+from .information import label_entropy_bits, mutual_information_bits
+from .intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
+from .summary import evaluate_predictions, per_class_table
+
+__all__ = [
+    "GROUPS",
+    "GROUP_EDGES",
+    "HARMONIC_FLOOR",
+    "MeanInterval",
+    "balanced_accuracy",
+    "bootstrap_intervals",
+    "class_calibration_error",
+    "class_hits",
+    "class_recall",
+    "evaluate_predictions",
+    "expected_calibration_error",
+    "group_accuracy",
+    "group_index",
+    "harmonic_mean",
+    "label_entropy_bits",
+    "macro_f1",
+    "mean_interval",
+    "mutual_information_bits",
+    "per_class_table",
+    "predict_with_confidence",
+    "reliability",
+    "topk_accuracy",
+    "wilson_interval",
+    "worst_class",
+]

@@ -1,0 +1,170 @@
+"""Everything that is said about a model on a test set: one record, and one row a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .accuracy import (
+    HARMONIC_FLOOR,
+    balanced_accuracy,
+    class_hits,
+    harmonic_mean,
+    macro_f1,
+    topk_accuracy,
+    worst_class,
+)
+from .calibration import (
+    class_calibration_error,
+    expected_calibration_error,
+    predict_with_confidence,
+    reliability,
+)
+from .groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
+from .information import label_entropy_bits, mutual_information_bits
+from .inputs import checked_class_vector, checked_logits
+from .intervals import LEVEL, RESAMPLES, bootstrap_intervals, wilson_interval
+
+
+def evaluate_predictions(
+    logits: Tensor,
+    labels: Tensor,
+    class_counts: Tensor,
+    logit_prior: Tensor,
+    edges: tuple[int, int] = GROUP_EDGES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return every figure of a model on a test set, ready for JSON: fractions in 0..1, None for undefined.
+
+    Every figure but `mutual_information_bits` takes the logits as they are; of equal logits the first wins.
+
+    Args:
+        logits: [N, C], finite.
+        labels: [N] class indices.
+        class_counts: [C] training images of each class.
+        logit_prior: [C] class prior that softmax(logits) implies.
+        edges: (many above, few below), in training images.
+        seed: of the bootstrap.
+
+    Returns:
+        `test_images`, `classes` (C), `tested_classes`, `top1`, `top5` (None if C <= 5), `balanced_accuracy`,
+        `groups`, `group_edges`, `worst_class` ({"class", "accuracy"}), `harmonic_mean`,
+        `harmonic_mean_floor`, `macro_f1`, `ece`, `class_ece`, `mutual_information_bits` (None if a class
+        with test images has `logit_prior` 0), `label_entropy_bits`, `intervals` ({"level", "method", "top1",
+        "balanced_accuracy", "many", "medium", "few"}: [low, high] or None) and `reliability` (15 bins).
+
+    Raises:
+        ValueError: for an empty test set, labels out of range, shapes that differ or a logit not finite.
+    """
+    labels = checked_logits(logits, labels)
+    num_classes = logits.shape[1]
+    class_counts = checked_class_vector(class_counts, num_classes, "class_counts")
+    logit_prior = checked_class_vector(logit_prior, num_classes, "logit_prior")
+    predictions, confidence = predict_with_confidence(logits)
+    right = predictions == labels
+    correct, total = class_hits(predictions, labels, num_classes)
+    recall = correct.double() / total.double()
+    worst, worst_recall = worst_class(recall)
+    bounds = bootstrap_intervals(correct, total, class_counts, edges, seed=seed)
+    prior_covers_test = bool((logit_prior[total > 0] > 0).all())
+    return {
+        "test_images": len(labels),
+        "classes": num_classes,
+        "tested_classes": int((total > 0).sum()),
+        "top1": int(right.sum()) / len(labels),
+        "top5": topk_accuracy(logits, labels, 5) if num_classes > 5 else None,
+        "balanced_accuracy": balanced_accuracy(recall),
+        "groups": group_accuracy(recall, class_counts, edges),
+        "group_edges": list(edges),
+        "worst_class": {"class": worst, "accuracy": worst_recall},
+        "harmonic_mean": harmonic_mean(recall, HARMONIC_FLOOR),
+        "harmonic_mean_floor": HARMONIC_FLOOR,
+        "macro_f1": macro_f1(predictions, labels, num_classes),
+        "ece": expected_calibration_error(confidence, right),
+        "class_ece": class_calibration_error(confidence, right, labels, num_classes),
+        "mutual_information_bits": (
+            mutual_information_bits(logits, labels, logit_prior) if prior_covers_test else None
+        ),
+        "label_entropy_bits": label_entropy_bits(labels, num_classes),
+        "intervals": {
+            "level": LEVEL,
+            "method": f"percentile bootstrap within each class, {RESAMPLES} resamples, seed {seed}",
+            **{name: None if pair is None else list(pair) for name, pair in bounds.items()},
+        },
+        "reliability": reliability(confidence, right),
+    }
+
+
+def _most_confused(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[int, tuple[int, int]]:
+    """Return {true class: (its most frequent wrong prediction, how often)}; of equals, the first class."""
+    wrong = predictions != labels
+    # Only pairs that occur are counted, at most N of them: a confusion matrix would be C x C.
+    pairs, counts = torch.unique(labels[wrong] * num_classes + predictions[wrong], return_counts=True)
+    confused: dict[int, tuple[int, int]] = {}
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        label, prediction = divmod(pair, num_classes)
+        if count > confused.get(label, (0, 0))[1]:
+            confused[label] = (prediction, count)
+    return confused
+
+
+def per_class_table(
+    logits: Tensor,
+    labels: Tensor,
+    class_counts: Tensor,
+    class_names: Sequence[str],
+    edges: tuple[int, int] = GROUP_EDGES,
+) -> list[dict[str, Any]]:
+    """Return one row a class, in class order.
+
+    Args:
+        logits: [N, C], finite.
+        labels: [N] class indices.
+        class_counts: [C] training images of each class.
+        class_names: C names.
+        edges: (many above, few below), in training images.
+
+    Returns:
+        Rows of `class` (index), `name`, `train_images`, `group`, `test_images`, `correct`, `accuracy`,
+        `low` and `high` (95 % Wilson interval of the accuracy; 0 and 1 without test images),
+        `mean_confidence` (of the predictions on the class's images), `most_confused_with` (name of the most
+        frequent wrong prediction, "" if there is none) and `confused_count`. `accuracy` and
+        `mean_confidence` are None for a class without test images.
+
+    Raises:
+        ValueError: as in `evaluate_predictions`, or if there are not C names.
+    """
+    labels = checked_logits(logits, labels)
+    num_classes = logits.shape[1]
+    if len(class_names) != num_classes:
+        raise ValueError(f"there are {len(class_names)} class names for {num_classes} classes.")
+    train_images = checked_class_vector(class_counts, num_classes, "class_counts").long().tolist()
+    predictions, confidence = predict_with_confidence(logits)
+    hits, images = class_hits(predictions, labels, num_classes)
+    confidence_sums = torch.bincount(labels, weights=confidence, minlength=num_classes).tolist()
+    groups = group_index(class_counts, edges).tolist()
+    confused = _most_confused(predictions, labels, num_classes)
+    rows: list[dict[str, Any]] = []
+    for index, (correct, total) in enumerate(zip(hits.tolist(), images.tolist(), strict=True)):
+        low, high = wilson_interval(correct, total)
+        other, count = confused.get(index, (-1, 0))
+        rows.append(
+            {
+                "class": index,
+                "name": class_names[index],
+                "train_images": train_images[index],
+                "group": GROUPS[groups[index]],
+                "test_images": total,
+                "correct": correct,
+                "accuracy": correct / total if total else None,
+                "low": low,
+                "high": high,
+                "mean_confidence": confidence_sums[index] / total if total else None,
+                "most_confused_with": class_names[other] if count else "",
+                "confused_count": count,
+            }
+        )
+    return rows

@@ -1,0 +1,285 @@
+"""What a run delivers: encoder, head, classes and preprocessing as one module that saves and predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longtail.errors import UserError, unknown_name
+from longtail.files import load_tensors, save_tensors
+from longtail.models.encoders import build_encoder, feature_dim
+from longtail.models.heads import build_head
+
+_STEM = "model"
+_RANGE_SLACK = 1e-3
+
+Prior = str | Tensor | Sequence[float]
+"""A class prior: ``"uniform"``, ``"train"``, or C weights (not negative, any positive sum)."""
+
+
+class Classifier(nn.Module):
+    """An encoder and a head with all that is needed to use them on raw images.
+
+    Args:
+        encoder: normalised images ``[B, in_channels, H, W]`` -> features ``[B, D]``.
+        head: features -> logits ``[B, C]``.
+        class_names: C names in label order.
+        class_counts: training images in each class, ``[C]``.
+        logit_prior: ``[C]``, the class prior that the raw softmax implies: the training prior for plain cross
+            entropy, uniform for logit adjustment and GML. Scaled to sum 1.
+        mean, std: per-channel pixel statistics on the 0..1 scale.
+        image_size: height and width in pixels that ``preprocess`` takes.
+        spec: what ``load`` rebuilds from, JSON-able: ``{"encoder": name, "in_channels": n, "head": name,
+            "scale": 30.0}``, the head's name being ``"cosine"`` or ``"linear"``.
+
+    Raises:
+        ValueError: lengths do not agree, or ``logit_prior`` is no prior.
+    """
+
+    class_counts: Tensor
+    logit_prior: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        class_names: Sequence[str],
+        class_counts: Tensor,
+        logit_prior: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: tuple[int, int],
+        spec: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        names = tuple(class_names)
+        if class_counts.shape != (len(names),):
+            raise ValueError(
+                f"class_counts must hold {len(names)} counts, its shape is {list(class_counts.shape)}."
+            )
+        if not len(mean) == len(std) == spec["in_channels"]:
+            raise ValueError(f"mean and std must hold one value for each of {spec['in_channels']} channels.")
+        if min(std) <= 0:
+            raise ValueError("std must be positive in every channel.")
+        self.encoder = encoder
+        self.head = head
+        self.class_names = names
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.spec: dict[str, Any] = json.loads(json.dumps(spec))
+        self.register_buffer("class_counts", class_counts.detach().to(torch.int64).clone())
+        self.register_buffer("logit_prior", _as_prior(logit_prior, len(names), "logit_prior").float())
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``[B, C]`` of images ``[B, in_channels, H, W]`` that are already normalised."""
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Return normalised float32 of uint8 (0..255) or float (0..1) images ``[B, in_channels, H, W]``.
+
+        Raises:
+            UserError: wrong type, channel count, size or value range.
+        """
+        self._check_shape(images)
+        if images.dtype == torch.uint8:
+            pixels = images.float() / 255
+        elif images.is_floating_point():
+            _check_range(images)
+            pixels = images.float()
+        else:
+            raise UserError(f"images are {images.dtype}; give uint8 in 0..255 or floating point in 0..1.")
+        return (pixels - self.mean.float().view(-1, 1, 1)) / self.std.float().view(-1, 1, 1)
+
+    def logits(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """Return logits ``[B, C]`` of raw images (see ``preprocess``) in eval mode, without gradient.
+
+        Images may lie on another device than the classifier: batches are brought over, and the result, in
+        float32 at least, lies where the images do. Every submodule's mode is put back afterwards.
+
+        Raises:
+            UserError: the images do not fit (see ``preprocess``) or ``batch_size`` is not positive.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, not {batch_size}.")
+        self._check_shape(images)
+        with _evaluating(self), torch.inference_mode():
+            batches = [
+                self(
+                    self.preprocess(images[start : start + batch_size].to(self.mean.device)).to(
+                        self.mean.dtype
+                    )
+                )
+                for start in range(0, max(len(images), 1), batch_size)
+            ]
+            logits = torch.cat(batches).to(images.device)
+        # A copy made outside inference mode is an ordinary tensor, which callers may change or train on.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+
+    def predict(self, images: Tensor, prior: Prior | None = None, batch_size: int = 256) -> Tensor:
+        """Return class probabilities ``[B, C]`` of raw images (as ``preprocess`` takes them).
+
+        Args:
+            images: uint8 in 0..255 or float in 0..1, ``[B, in_channels, H, W]``.
+            prior: class prior expected where the model is used. None takes the softmax as it is; otherwise
+                log(prior) - log(logit_prior) is added to the logits (Bayes' rule; Saerens et al. 2002).
+                A class of prior 0 is never predicted.
+            batch_size: images in one forward pass; speed and memory only.
+
+        Raises:
+            UserError: images or prior do not fit.
+        """
+        shift = None if prior is None else self._prior_shift(prior)
+        logits = self.logits(images, batch_size)
+        if shift is not None:
+            logits = logits + shift.to(logits)
+        return logits.softmax(dim=1)
+
+    def _check_shape(self, images: Tensor) -> None:
+        expected = [len(self.mean), *self.image_size]
+        if images.ndim != 4 or list(images.shape[1:]) != expected:
+            raise UserError(
+                f"images have shape {list(images.shape)}, expected are [batch, channels, height, width] "
+                f"= [any, {str(expected)[1:]}; convert or resize them first."
+            )
+
+    def _prior_shift(self, prior: Prior) -> Tensor:
+        """Return log(prior) - log(logit_prior), float64 ``[C]`` on the CPU."""
+        if not isinstance(prior, str):
+            new = _as_prior(prior, self.num_classes, "prior")
+        elif prior == "uniform":
+            new = torch.full((self.num_classes,), 1 / self.num_classes, dtype=torch.float64)
+        elif prior == "train":
+            new = _as_prior(self.class_counts, self.num_classes, "the training prior")
+        else:
+            raise unknown_name("prior", prior, ("uniform", "train"))
+        old = self.logit_prior.double().cpu()
+        # A class that had no prior at all would get an infinite boost: treat it like the rarest other one.
+        old = torch.where(old > 0, old, old[old > 0].min())
+        return new.log() - old.log()
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into ``folder``, which is made if need be."""
+        meta = {"spec": self.spec, "class_names": list(self.class_names), "image_size": list(self.image_size)}
+        save_tensors(Path(folder), _STEM, self.state_dict(), meta)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Classifier:
+        """Read what ``save`` wrote, bit for bit, onto the CPU and in eval mode. Nothing is unpickled.
+
+        Raises:
+            UserError: a file is missing, cut off or changed, or its tensors do not fit its description.
+        """
+        tensors, meta = load_tensors(Path(folder), _STEM)
+        where = str(Path(folder) / f"{_STEM}.json")
+        try:
+            spec, names = dict(meta["spec"]), [str(name) for name in meta["class_names"]]
+            height, width = (int(side) for side in meta["image_size"])
+            channels = int(spec["in_channels"])
+            uniform = torch.full((len(names),), 1 / len(names))
+            # Initial weights are drawn only to be replaced: the caller's random numbers must not move on.
+            with torch.random.fork_rng(devices=[]):
+                model = build_classifier(
+                    spec,
+                    names,
+                    torch.ones(len(names)),
+                    uniform,
+                    [0.0] * channels,
+                    [1.0] * channels,
+                    (height, width),
+                )
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(f"{where} does not describe a classifier ({error!r}); save it again.") from None
+        _check_same_tensors(tensors, model.state_dict(), str(Path(folder) / f"{_STEM}.safetensors"))
+        model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+        return model.eval()
+
+
+def build_classifier(
+    spec: dict[str, Any],
+    class_names: Sequence[str],
+    class_counts: Tensor,
+    logit_prior: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: tuple[int, int],
+) -> Classifier:
+    """Return a ``Classifier`` of ``spec`` (see there) with new weights from torch's global generator.
+
+    Raises:
+        UserError: ``spec`` names an unknown encoder or head.
+    """
+    encoder = build_encoder(spec["encoder"], spec["in_channels"])
+    head = build_head(spec["head"], feature_dim(encoder), len(class_names), float(spec.get("scale", 30.0)))
+    return Classifier(encoder, head, class_names, class_counts, logit_prior, mean, std, image_size, spec)
+
+
+def _as_prior(values: Tensor | Sequence[float], num_classes: int, what: str) -> Tensor:
+    """Return ``values`` as float64 ``[C]`` on the CPU with sum 1; ``what`` names them in the UserError."""
+    prior = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    if prior.shape != (num_classes,):
+        raise UserError(
+            f"{what} has shape {list(prior.shape)}; give one weight for each of {num_classes} classes."
+        )
+    if not bool(torch.isfinite(prior).all()) or bool((prior < 0).any()):
+        raise UserError(f"{what} has weights that are negative or not finite; give weights of 0 or more.")
+    if not bool(prior.sum() > 0):
+        raise UserError(f"{what} is 0 in every class; give at least one class a positive weight.")
+    return prior / prior.sum()
+
+
+def _check_range(images: Tensor) -> None:
+    # Values cannot be looked at while a graph is being traced for export.
+    if torch.compiler.is_compiling() or images.numel() == 0:
+        return
+    low, high = (float(value) for value in torch.aminmax(images))
+    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):
+        raise UserError(
+            f"floating point images must lie in 0..1, not {low:g}..{high:g}; divide by 255 or give uint8."
+        )
+
+
+def _check_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: str) -> None:
+    def describe(tensors: dict[str, Tensor], name: str) -> str:
+        if name not in tensors:
+            return "missing"
+        tensor = tensors[name]
+        kind = "float" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+        return f"{kind} {list(tensor.shape)}"
+
+    names = [*expected, *sorted(found.keys() - expected.keys())]
+    pairs = [(name, describe(found, name), describe(expected, name)) for name in names]
+    wrong = [f"{name} (file: {has}; expected: {wants})" for name, has, wants in pairs if has != wants]
+    if wrong:
+        shown = ", ".join(wrong[:3])
+        raise UserError(
+            f"{path} does not fit its description in {len(wrong)} tensors, first {shown}; save it again."
+        )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode, then give every submodule back the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

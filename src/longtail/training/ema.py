@@ -1,0 +1,61 @@
+"""Exponential moving average of what is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage(nn.Module):
+    """Averages parameters and floating buffers (BatchNorm statistics) of some modules; copies integer buffers.
+
+    The decay starts low and rises, min(decay, (1 + n) / (10 + n)) at update n, so that the random start is forgotten.
+
+    Args:
+        modules: what is averaged.
+        decay: of the average, in [0, 1).
+    """
+
+    updates: Tensor
+
+    def __init__(self, modules: nn.ModuleList, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self._live = [*modules.parameters(), *modules.buffers()]
+        for index, value in enumerate(self._live):
+            self.register_buffer(f"value_{index}", value.detach().clone())
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def _average(self) -> list[Tensor]:
+        return [self.get_buffer(f"value_{index}") for index in range(len(self._live))]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present values."""
+        n = int(self.updates)
+        weight = 1.0 - min(self.decay, (1 + n) / (10 + n))
+        for average, live in zip(self._average, self._live, strict=True):
+            if average.is_floating_point():
+                average.lerp_(live.detach(), weight)
+            else:
+                average.copy_(live)
+        self.updates += 1
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Put the average into the modules for the length of the block, then the trained values back."""
+        trained = [value.detach().clone() for value in self._live]
+        self._assign(self._average)
+        try:
+            yield
+        finally:
+            self._assign(trained)
+
+    def _assign(self, values: list[Tensor]) -> None:
+        for live, value in zip(self._live, values, strict=True):
+            live.detach().copy_(value)

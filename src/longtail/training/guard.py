@@ -1,0 +1,88 @@
+"""What keeps a run alive: bad steps undone, Ctrl-C turned into a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+LARGEST_GRADIENT = 1e15
+"""A gradient norm above this counts as overflow: squared (AdamW) or times a learning rate it would leave float32."""
+
+
+class Diverged(RuntimeError):
+    """Several steps in a row were not finite; the last good state is kept."""
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has written its state."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class NormStatistics:
+    """Remembers the running statistics of the BatchNorm layers being trained, to undo a forward pass.
+
+    A non-finite forward pass has already entered them when the loss is seen.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        self._live = [buffer for layer in layers for buffer in layer.buffers()]
+        self._kept = [buffer.clone() for buffer in self._live]
+
+    def keep(self) -> None:
+        """Remember the present values."""
+        for kept, live in zip(self._kept, self._live, strict=True):
+            kept.copy_(live)
+
+    def restore(self) -> None:
+        """Put the remembered values back."""
+        for kept, live in zip(self._kept, self._live, strict=True):
+            live.copy_(kept)
+
+
+def first_bad(losses: Mapping[str, Tensor], gradient_norm: Tensor | None) -> str | None:
+    """Return what is not finite ("loss 'gml'", "the gradient"), or None if the step may be taken."""
+    for name, value in losses.items():
+        if not torch.isfinite(value):
+            return f"loss {name!r} is {value.item()}"
+    if gradient_norm is not None and not gradient_norm <= LARGEST_GRADIENT:
+        return f"the gradient's norm is {gradient_norm.item():.3g}"
+    return None
+
+
+class StopRequest:
+    """While active, the first SIGINT or SIGTERM only sets :attr:`received`; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def __enter__(self) -> Self:
+        # Python lets only the main thread set handlers; in a worker thread the caller keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()

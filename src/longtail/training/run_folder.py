@@ -1,0 +1,162 @@
+"""A run's folder: who may write it, what it was started with, what lies in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import yaml
+
+import longtail
+from longtail.config import TrainConfig, flatten
+from longtail.errors import UserError
+from longtail.files import read_json, write_bytes, write_json
+
+_FILES = (
+    "config.yaml model.safetensors model.json resume metrics.jsonl evaluation.json per_class.csv report.html "
+    "environment.json teacher .lock"
+).split()
+_MAY_CHANGE = ("out", "device")
+"""Options that a resumed run may be given anew: they change where it runs, not what it computes."""
+
+
+class RunFolder:
+    """Opens ``path`` for one process.
+
+    Args:
+        path: the run's folder.
+        resume: it may hold a run, which goes on.
+        overwrite: it may hold a run, which is deleted.
+
+    Raises:
+        UserError: it holds a run and neither is set, it holds other files, it cannot be written, or another process
+            is writing it.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = path
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "w")  # noqa: SIM115 - held open for as long as the run lives
+        except OSError as error:
+            raise UserError(f"--out {path} cannot be written: {error.strerror}.") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(f"another process is writing {path}; wait for it or choose another --out.") from None
+        try:
+            self._claim(resume, overwrite)
+        except UserError:
+            self.close()
+            raise
+
+    def _claim(self, resume: bool, overwrite: bool) -> None:
+        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _FILES and p.suffix != ".tmp")
+        if self.holds_run and not (resume or overwrite):
+            raise UserError(
+                f"{self.path} already holds a run; add --resume to go on with it, --overwrite to start anew, or choose "
+                "another --out."
+            )
+        if foreign and not self.holds_run:
+            self.path.joinpath(".lock").unlink(missing_ok=True)
+            raise UserError(
+                f"{self.path} is not empty and holds no run (it has {foreign[0]}); choose another --out."
+            )
+        if overwrite:
+            for name in _FILES:
+                entry = self.path / name
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif name != ".lock":
+                    entry.unlink(missing_ok=True)
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.yaml").exists()
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write the resolved options."""
+        write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
+
+    def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
+        """Add wall-clock seconds to a stage's account, beside what it ran on (not part of what is reproduced)."""
+        path = self.path / "environment.json"
+        before = read_json(path) if path.exists() else {}
+        spent = dict(before.get("seconds", {}))
+        spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)
+        write_json(path, {**environment(device), "seconds": spent})
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.close()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the nested options in a run's ``config.yaml``.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{path} is not a run folder: it has no config.yaml.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} cannot be read as options; it was cut off or changed.")
+    return values
+
+
+def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) -> None:
+    """Raise if an option given for a resumed run differs from what it was started with."""
+    have = flatten(saved)
+    for key, value in given.items():
+        free = key in _MAY_CHANGE or key.startswith("checkpoint.")
+        if not free and value is not None and value != "auto" and have.get(key) != value:
+            raise UserError(
+                f"--{key} {value} differs from the {have.get(key)} that the run in {path} was started with; leave it "
+                "out to resume, or choose another --out."
+            )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions and hardware, JSON-ready."""
+    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "versions": {
+            "longtail": longtail.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        "hardware": {
+            "processor": processor_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": name,
+        },
+    }
+
+
+def processor_name() -> str:
+    """Return the processor's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

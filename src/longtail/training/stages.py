@@ -1,0 +1,105 @@
+"""A run: its stages one after the other, each starting from what the earlier ones left."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longtail.config import TrainConfig
+from longtail.data import DataSplits, ImageSet
+from longtail.errors import UserError
+from longtail.methods import MethodContext, Stage, get_method
+from longtail.models import Classifier
+from longtail.training.checkpoint import CheckpointFolder, MetricsLog
+from longtail.training.evaluation import evaluate_classifier, quick_look, write_evaluation
+from longtail.training.guard import StopRequest
+from longtail.training.loop import StageJob, StageRun
+from longtail.training.progress import ProgressReporter
+from longtail.training.run_folder import RunFolder
+
+
+def fingerprint(images: ImageSet) -> str:
+    """Return a SHA-256 over labels and pixels, by which a resumed run knows its data again."""
+    digest = hashlib.sha256(images.labels.numpy().tobytes())
+    digest.update(images.images.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def plan_stages(config: TrainConfig) -> list[Stage]:
+    """Return the run's stages; the last one's classifier is the result."""
+    return get_method(config.method).stages(config, config.method)
+
+
+def run_stages(
+    config: TrainConfig, data: DataSplits, folder: RunFolder, progress: ProgressReporter
+) -> dict[str, Any]:
+    """Train every stage that is not finished yet, write model and evaluation, and return the evaluation.
+
+    Raises:
+        Interrupted, Diverged: see :class:`longtail.training.loop.StageRun`; the state is written.
+        UserError: a checkpoint does not fit.
+    """
+    device = torch.device(config.device)
+    stages = plan_stages(config)
+    checkpoints = CheckpointFolder(folder.path / "resume")
+    identity = {"train": fingerprint(data.train), "stages": [stage.name for stage in stages]}
+    restored = checkpoints.load()
+    if restored is not None and restored[1].get("identity") != identity:
+        raise UserError(
+            f"the training data is not what the run in {folder.path} was started with; restore it, or start anew with "
+            "--overwrite."
+        )
+    log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0)
+    finished: dict[str, Classifier] = {}
+    evaluation: dict[str, Any] = {}
+    with StopRequest() as stop:
+        for number, stage in enumerate(stages):
+            target = folder.path if stage is stages[-1] else folder.path / stage.name
+            if restored is not None and restored[1]["stage"] > number:
+                finished[stage.name] = Classifier.load(target)
+                continue
+            previous = _previous(config, stage, finished, folder.path)
+            context = MethodContext(config, stage, data.train, data.mean, data.std, previous)
+            job = StageJob(
+                number=number,
+                device=device,
+                checkpoints=checkpoints,
+                log=log,
+                progress=progress,
+                stop=stop,
+                look=lambda classifier: quick_look(classifier, data.test, device),
+                identity=identity,
+            )
+            began = time.monotonic()
+            # Everything random in a stage is seeded by it; the caller's generators are left as they were.
+            with torch.random.fork_rng():
+                run = StageRun(context, job, restored)
+                restored = None
+                try:
+                    finished[stage.name] = run.run()
+                finally:
+                    folder.note_seconds(stage.name, time.monotonic() - began, device)
+            finished[stage.name].save(target)
+            # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
+            finished[stage.name] = Classifier.load(target)
+            evaluation, rows = evaluate_classifier(finished[stage.name], data.test, device)
+            write_evaluation(target, evaluation, rows)
+    return evaluation
+
+
+def _previous(
+    config: TrainConfig, stage: Stage, finished: dict[str, Classifier], folder: Path
+) -> Classifier | None:
+    """Return the classifier that a stage takes: of an earlier stage, or of a ready run, which is copied into the run."""
+    if stage.takes is not None:
+        return finished[stage.takes]
+    if config.teacher.run is None or config.method != stage.method:
+        return None
+    kept = folder / "teacher"
+    if not (kept / "model.json").exists():
+        Classifier.load(config.teacher.run).save(kept)
+    return Classifier.load(kept)

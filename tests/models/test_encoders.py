@@ -1,0 +1,80 @@
+import inspect
+import time
+
+import pytest
+import torch
+
+from longtail.errors import UserError
+from longtail.models import SmallNet, build_encoder, encoder_names, feature_dim
+
+
+@pytest.mark.parametrize("name", encoder_names())
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_every_encoder_keeps_the_contract(name, in_channels):
+    torch.manual_seed(0)
+    encoder = build_encoder(name, in_channels).eval()
+    images = torch.randn(3, in_channels, 16, 16)
+    with torch.no_grad():
+        features = encoder(images)
+        assert features.shape == (3, feature_dim(encoder))
+        # In eval mode an image's features do not depend on its neighbours.
+        torch.testing.assert_close(encoder(images[1:2])[0], features[1], rtol=1e-4, atol=1e-5)
+        assert (features[0] - features[1]).abs().max() > 1e-3
+
+
+def test_names_are_the_documented_ones():
+    depths = (20, 32, 44, 56, 110)
+    assert encoder_names() == [*(f"cifar_resnet{depth}" for depth in depths), "small_net"]
+    for depth in depths:
+        assert build_encoder(f"cifar_resnet{depth}", 3).depth == depth
+
+
+def test_same_seed_gives_same_weights():
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(build_encoder("small_net", 1).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["layers.0.weight"], states[2]["layers.0.weight"])
+
+
+def test_unknown_name_tells_the_near_ones():
+    with pytest.raises(UserError, match=r"unknown encoder 'cifar_resnet23'; did you mean .*'cifar_resnet20'"):
+        build_encoder("cifar_resnet23", 3)
+    with pytest.raises(UserError, match="did you mean 'small_net'"):
+        build_encoder("smallnet", 3)
+
+
+@pytest.mark.parametrize("in_channels", [0, -1, 1.5])
+def test_bad_channel_counts_are_refused(in_channels):
+    with pytest.raises(UserError, match="in_channels"):
+        build_encoder("small_net", in_channels)
+
+
+def test_a_module_without_feature_dim_is_no_encoder():
+    with pytest.raises(ValueError, match="Linear has no integer feature_dim"):
+        feature_dim(torch.nn.Linear(2, 2))
+
+
+def test_small_net_has_the_stated_layers():
+    net = SmallNet(1)
+    convolutions = sum(9 * a * b for a, b in ((1, 32), (32, 64), (64, 128)))
+    assert sum(p.numel() for p in net.parameters()) == convolutions + 2 * (32 + 64 + 128)
+    assert net.layers(torch.zeros(2, 1, 8, 8)).shape == (2, 128, 2, 2)
+    assert inspect.signature(SmallNet).parameters["in_channels"].default == 3
+
+
+def test_small_net_is_fast_enough_for_a_demo():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        net, images = SmallNet(1), torch.randn(64, 1, 8, 8)
+        seconds = []
+        for _ in range(10):
+            start = time.perf_counter()
+            net(images).sum().backward()
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    # About 5 ms on one core; the limit leaves room for a machine that is busy.
+    assert min(seconds) < 0.05, f"forward and backward of 64 8x8 images took {min(seconds) * 1e3:.1f} ms"
