@@ -79,9 +79,7 @@ def train(
     else:
         config = make_config(given)
     get_method(config.method)
-    splits = load_data(
-        config.data, imbalance=config.imbalance, profile=config.source.profile, root=config.source.root
-    )
+    splits = load_data(config.data, imbalance=config.imbalance, profile=config.source.profile, root=config.source.root)
     config, notes = resolve(config, splits)
     for note in notes:
         say.say(note)
@@ -172,6 +170,6 @@ def summary(evaluation: dict[str, Any]) -> str:
 def _saved_config(out: Path, given: dict[str, Any]) -> TrainConfig:
     saved = make_config(parse_values(read_config(out), f"{out / 'config.yaml'}"))
     check_same_options(saved, given, out)
-    moved = {key: given[key] for key in ("out", "device") if key in given}
+    moved: dict[str, Any] = {key: given[key] for key in ("out", "device") if key in given}
     moved |= {key: value for key, value in given.items() if key.startswith("checkpoint.")}
     return replace_options(saved, moved)

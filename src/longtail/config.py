@@ -114,7 +114,7 @@ class OptimiserOptions:
         momentum: of SGD.
         weight_decay: on everything but the temperature.
         schedule: ``cosine`` to zero, ``step`` (times ``decay`` at each milestone) or ``constant``.
-        warmup_epochs: linear warm-up from zero to ``lr``, never above it.
+        warmup: share of the stage's steps with a linear warm-up from zero to ``lr``, never above it.
         milestones: for ``step``, as shares of the stage's epochs.
         decay: for ``step``, the factor at each milestone.
         clip_norm: largest L2 norm of the gradient; none = no clipping.
@@ -126,7 +126,7 @@ class OptimiserOptions:
     momentum: float = 0.9
     weight_decay: float | None = None
     schedule: Literal["cosine", "step", "constant"] | None = None
-    warmup_epochs: float | None = None
+    warmup: float = 0.05
     milestones: list[float] = field(default_factory=lambda: [0.8, 0.9])
     decay: float = 0.1
     clip_norm: float | None = None
@@ -194,9 +194,9 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
-    "loss.distillation_weight optimiser.weight_decay optimiser.warmup_epochs checkpoint.every_seconds"
+    "loss.distillation_weight optimiser.weight_decay checkpoint.every_seconds"
 )
-_SHARE = "teacher.momentum optimiser.momentum optimiser.ema"
+_SHARE = "teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup"
 
 
 def get_option(config: TrainConfig, key: str) -> Any:

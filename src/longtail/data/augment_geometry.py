@@ -8,6 +8,8 @@ bicubic kernel has a = -1 (``PIL.Image.resize`` uses -0.5, ``grid_sample`` -0.75
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,27 +23,24 @@ def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, fill: int) -> T
     Both are int64 and broadcast to ``[B, ...]``; the result is ``[B, C, ...]``.
     """
     batch, channels, height, width = images.shape
-    inside = ((rows >= 0) & (rows < height)) & ((columns >= 0) & (columns < width))
-    # One extra pixel holds the fill, so that "outside" costs no second pass over the channels.
-    index = torch.where(inside, rows * width + columns, height * width)
-    pixels = F.pad(images.flatten(2), (0, 1), value=fill)
-    taken = pixels.gather(2, index.view(batch, 1, -1).expand(-1, channels, -1))
+    # A frame of one fill pixel: clamping sends "outside" there, on whatever small shapes rows and columns have.
+    framed = F.pad(images, (1, 1, 1, 1), value=fill).flatten(2)
+    index = (rows.clamp(-1, height) + 1) * (width + 2) + (columns.clamp(-1, width) + 1)
+    taken = framed.gather(2, index.reshape(batch, 1, -1).expand(-1, channels, -1))
     return taken.view(batch, channels, *index.shape[1:])
 
 
-def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Shift by (top, left) pixels with black outside, then mirror left-right where ``flip`` is true.
+def shift_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor | None = None, fill: int = 0) -> Tensor:
+    """Shift by whole pixels with ``fill`` outside, then mirror left-right where ``flip`` (bool ``[B]``) is true.
 
     ``top`` and ``left`` (int64 ``[B]``) say which input row and column comes first: zero padding by p, then a
-    crop at offset o, is ``o - p``. ``flip`` is bool ``[B]``.
+    crop at offset o, is ``o - p``. A positive shift reads below and to the right: the picture moves up and left.
     """
-    height, width = images.shape[-2:]
-    row = torch.arange(height, device=images.device)
-    column = torch.arange(width, device=images.device)
-    column = torch.where(flip[:, None], width - 1 - column, column)
-    return gather_pixels(
-        images, (top[:, None] + row)[:, :, None], (left[:, None] + column)[:, None, :], fill=0
-    )
+    row = torch.arange(images.shape[-2], device=images.device)
+    column = torch.arange(images.shape[-1], device=images.device)
+    if flip is not None:
+        column = torch.where(flip[:, None], column.flip(0), column)
+    return gather_pixels(images, (top[:, None] + row)[:, :, None], (left[:, None] + column)[:, None, :], fill)
 
 
 def affine_nearest(images: Tensor, maps: Tensor, fill: int) -> Tensor:
@@ -60,9 +59,9 @@ def affine_nearest(images: Tensor, maps: Tensor, fill: int) -> Tensor:
 def shear_bicubic(images: Tensor, amounts: Tensor, fill: int) -> Tensor:
     """Shear left-right: row y reads ``amounts [B]`` * (y + 1/2) pixels to the right, ``fill`` outside.
 
-    Agrees with Pillow's ``AFFINE`` map (1, amount, 0, 0, 1, 0) and ``BICUBIC``. No row mixes with another, so 4 of
-    its 16 taps do. Arithmetic is in the type of ``amounts``; float64 gives Pillow's bits. For an up-down shear
-    transpose the images before and after.
+    Agrees with Pillow's ``AFFINE`` map (1, amount, 0, 0, 1, 0) and ``BICUBIC``. No row mixes with another, so
+    4 of its 16 taps do. Arithmetic is in the type of ``amounts``; float64 gives Pillow's bits. For an up-down
+    shear transpose the images before and after.
     """
     width = images.shape[-1]
     y, x = _centres(images, amounts.dtype)
@@ -92,18 +91,12 @@ def affine_bilinear(images: Tensor, maps: Tensor, fill: int) -> Tensor:
     return (value + 0.5).clamp_(0, 255).to(torch.uint8)
 
 
-def translation_maps(x: Tensor, y: Tensor) -> Tensor:
-    """Return maps ``[B, 6]`` that read ``x`` pixels to the right and ``y`` below: the picture moves back."""
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    return torch.stack([one, zero, x, zero, one, y], dim=1)
-
-
 def rotation_maps(degrees: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
     """Return maps ``[B, 6]`` that turn the picture counter-clockwise by ``degrees [B]`` about its centre.
 
     ``scale [B]`` also enlarges the picture by that factor.
     """
-    angle = torch.deg2rad(-degrees)
+    angle = degrees * (-math.pi / 180)
     shrink = torch.ones_like(angle) if scale is None else 1 / scale
     cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
     x, y = width / 2, height / 2

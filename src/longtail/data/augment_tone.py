@@ -2,7 +2,7 @@
 
 An operation that maps one channel value to another returns uint8 lookup tables ``[B, C, 256]``, or
 ``[B, 1, 256]`` if the channels share them, so that many operations share one gather (`apply_table`). Colour
-and sharpness mix several values and return images. Images are uint8 ``[B, C, H, W]``, C = 1 (gray) or 3 (RGB).
+and sharpness mix several values and return images. Images are uint8 ``[B, C, H, W]``: C = 1 gray, 3 RGB.
 """
 
 from __future__ import annotations
@@ -74,12 +74,13 @@ def equalize(images: Tensor) -> Tensor:
     first = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * 256
     pixels = images.flatten(2)
     histogram = torch.bincount((pixels.to(torch.int64) + first).view(-1), minlength=batch * channels * 256)
-    histogram = histogram.view(batch, channels, 256)
+    # Whole numbers up to the pixel count: float32 divides them faster than integers and floors to the same.
+    histogram = histogram.view(batch, channels, 256).float()
     last = histogram.gather(2, pixels.amax(dim=2, keepdim=True).to(torch.int64))
-    step = (pixels.shape[2] - last) // 255
+    step = torch.floor((pixels.shape[2] - last) / 255)
     below = histogram.cumsum(dim=2) - histogram
-    flattened = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
-    return torch.where(step > 0, flattened, _levels(images)).to(torch.uint8)
+    flattened = ((torch.floor(step / 2) + below) / step.clamp(min=1)).clamp_(max=255)
+    return torch.where(step > 0, flattened, _levels(images).float()).to(torch.uint8)
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
@@ -99,10 +100,10 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
         return images
     values = images.float()
     rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * values[:, :, 1:-1, 1:-1]
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(values[:, :, 1:-1, 1:-1], alpha=4)
     smooth = values.clone()
     # A sum comes no closer to a rounding edge than half a thirteenth, so float32 decides right.
-    smooth[:, :, 1:-1, 1:-1] = torch.floor((total + 6.5) / 13)
+    smooth[:, :, 1:-1, 1:-1] = total.add_(6.5).div_(13).floor_()
     return _blend(smooth, values, factor[:, None, None, None])
 
 

@@ -81,13 +81,13 @@ def _shear_y(images: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _translate_x(images: Tensor, amounts: Tensor) -> Tensor:
-    maps = geometry.translation_maps(amounts * images.shape[-1], torch.zeros_like(amounts))
-    return geometry.affine_nearest(images, maps, FILL)
+    left = torch.floor(amounts * images.shape[-1] + 0.5).to(torch.int64)
+    return geometry.shift_flip(images, torch.zeros_like(left), left, fill=FILL)
 
 
 def _translate_y(images: Tensor, amounts: Tensor) -> Tensor:
-    maps = geometry.translation_maps(torch.zeros_like(amounts), amounts * images.shape[-2])
-    return geometry.affine_nearest(images, maps, FILL)
+    top = torch.floor(amounts * images.shape[-2] + 0.5).to(torch.int64)
+    return geometry.shift_flip(images, top, torch.zeros_like(top), fill=FILL)
 
 
 def _rotate(images: Tensor, amounts: Tensor) -> Tensor:
@@ -112,6 +112,7 @@ OPERATIONS: dict[str, Operation] = {
     "invert": Operation(lambda images, _: tone.invert(images), True),
 }
 OPERATION_NAMES = tuple(sorted(OPERATIONS, key=lambda name: OPERATIONS[name].is_table))  # tables last
+_FIRST_TABLE = sum(not operation.is_table for operation in OPERATIONS.values())
 _SKIP = len(OPERATION_NAMES)
 
 
@@ -142,23 +143,22 @@ def apply_operations(images: Tensor, operation: Tensor, amount: Tensor) -> Tenso
     # Sorted by operation, each one's samples are a slice; reading the lengths is the only host wait.
     order = torch.argsort(operation, stable=True)
     lengths = torch.bincount(operation, minlength=_SKIP + 1).tolist()
-    run_images = torch.split(images.index_select(0, order), lengths)
-    run_amounts = torch.split(amount.index_select(0, order), lengths)
-    channels = images.shape[1]
-    results, to_look_up, tables = [], [], []
-    for name, run, amounts in zip(OPERATION_NAMES, run_images, run_amounts, strict=False):
-        if not len(run):
+    images = images.index_select(0, order)
+    slices = torch.split(images, lengths)
+    slice_amounts = torch.split(amount.index_select(0, order), lengths)
+    tables = []
+    for name, members, amounts in zip(OPERATION_NAMES, slices, slice_amounts, strict=False):
+        if not len(members):
             continue
-        result = OPERATIONS[name].apply(run, amounts)
+        result = OPERATIONS[name].apply(members, amounts)
         if OPERATIONS[name].is_table:
-            to_look_up.append(run)
-            tables.append(result.expand(len(run), channels, 256))
+            tables.append(result.expand(len(members), images.shape[1], 256))
         else:
-            results.append(result)
+            members.copy_(result)
     if tables:
-        results.append(tone.apply_table(torch.cat(to_look_up), torch.cat(tables)))
-    results.append(run_images[_SKIP])
-    return torch.cat(results).index_select(0, torch.argsort(order))
+        to_look_up = images[sum(lengths[:_FIRST_TABLE]) : sum(lengths[:_SKIP])]
+        to_look_up.copy_(tone.apply_table(to_look_up, torch.cat(tables)))
+    return images.index_select(0, torch.argsort(order))
 
 
 def auto_augment(images: Tensor, draws: Draws) -> Tensor:
@@ -175,8 +175,7 @@ def _policy_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     operation = [[OPERATION_NAMES.index(name) for name, _, _ in row] for row in CIFAR_POLICY]
     probability = [[chance for _, chance, _ in row] for row in CIFAR_POLICY]
     amounts = [
-        [[OPERATIONS[name].amount(index, sign) for sign in (1, -1)] for name, _, index in row]
-        for row in CIFAR_POLICY
+        [[OPERATIONS[name].amount(index, sign) for sign in (1, -1)] for name, _, index in row] for row in CIFAR_POLICY
     ]
     return (
         torch.tensor(operation, device=device),

@@ -55,7 +55,7 @@ def random_crop_flip(images: Tensor, draws: Draws, flip_probability: float = 0.5
     height, width = images.shape[-2:]
     rows, columns = max(1, height // 8), max(1, width // 8)
     top, left, flip = draws.uniform("crop_flip", 3)
-    return geometry.crop_flip(
+    return geometry.shift_flip(
         images,
         whole(top, 2 * rows + 1) - rows,
         whole(left, 2 * columns + 1) - columns,
@@ -71,12 +71,8 @@ def random_cutout(images: Tensor, draws: Draws) -> Tensor:
     height, width = images.shape[-2:]
     length = max(1, min(height, width) // 2)
     centre_y, centre_x = draws.uniform("cutout", 2)
-    from_first_row = (
-        torch.arange(height, device=images.device) + length // 2 - whole(centre_y, height)[:, None]
-    )
-    from_first_column = (
-        torch.arange(width, device=images.device) + length // 2 - whole(centre_x, width)[:, None]
-    )
+    from_first_row = torch.arange(height, device=images.device) + length // 2 - whole(centre_y, height)[:, None]
+    from_first_column = torch.arange(width, device=images.device) + length // 2 - whole(centre_x, width)[:, None]
     in_rows = (from_first_row >= 0) & (from_first_row < length)
     in_columns = (from_first_column >= 0) & (from_first_column < length)
     keep = ~(in_rows[:, :, None] & in_columns[:, None, :])
@@ -88,8 +84,10 @@ def random_small_affine(images: Tensor, draws: Draws) -> Tensor:
     height, width = images.shape[-2:]
     turn, scale, shift_x, shift_y = draws.uniform("small_affine", 4)
     maps = geometry.rotation_maps(between(turn, -10, 10), height, width, scale=between(scale, 0.9, 1.1))
-    maps[:, 2] += between(shift_x, -1, 1)
-    maps[:, 5] += between(shift_y, -1, 1)
+    # A map goes from output to input, so a shift of the output passes through its linear part.
+    shift = torch.stack([between(shift_x, -1, 1), between(shift_y, -1, 1)], dim=1)
+    maps[:, 2] -= (maps[:, 0:2] * shift).sum(dim=1)
+    maps[:, 5] -= (maps[:, 3:5] * shift).sum(dim=1)
     return geometry.affine_bilinear(images, maps, fill=0)
 
 

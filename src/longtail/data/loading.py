@@ -77,7 +77,7 @@ class ResidentLoader:
         """
         ids, rounds = ids.to(self.labels.device), rounds.to(self.labels.device)
         out: Tensor | None = None
-        for number in rounds.unique().tolist():
+        for number in sorted(set(rounds.tolist())):
             at = (rounds == number).nonzero().squeeze(1)
             made = self.views[view](self.images[ids[at]], ids[at], self.seed, -1 - int(number), view)
             out = made.new_empty(len(ids), *made.shape[1:]) if out is None else out

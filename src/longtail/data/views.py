@@ -90,13 +90,9 @@ class View:
                 ids do not fit them.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"a view takes uint8 images [B, 1 or 3, H, W], not {images.dtype} {list(images.shape)}"
-            )
+            raise ValueError(f"a view takes uint8 images [B, 1 or 3, H, W], not {images.dtype} {list(images.shape)}")
         if images.shape[1] != len(self.mean):
-            raise ValueError(
-                f"the view normalises {len(self.mean)} channels, the images have {images.shape[1]}"
-            )
+            raise ValueError(f"the view normalises {len(self.mean)} channels, the images have {images.shape[1]}")
         if ids.shape != images.shape[:1] or ids.device != images.device:
             raise ValueError(
                 f"a view takes one id an image on the images' device, not {list(ids.shape)} on {ids.device}"

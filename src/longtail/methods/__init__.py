@@ -21,4 +21,14 @@ def get_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["GML", "METHODS", "CrossEntropy", "Fetch", "LogitAdjustment", "Method", "MethodContext", "Stage", "get_method"]
+__all__ = [
+    "GML",
+    "METHODS",
+    "CrossEntropy",
+    "Fetch",
+    "LogitAdjustment",
+    "Method",
+    "MethodContext",
+    "Stage",
+    "get_method",
+]

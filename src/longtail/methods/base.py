@@ -60,9 +60,7 @@ class MethodContext:
         """Return the stage's encoder, freshly initialised from torch's current random state."""
         return build_encoder(self.stage.backbone, self.train.channels)
 
-    def build_classifier(
-        self, encoder: nn.Module, head: CosineHead | LinearHead, prior_strength: float
-    ) -> Classifier:
+    def build_classifier(self, encoder: nn.Module, head: CosineHead | LinearHead, prior_strength: float) -> Classifier:
         """Wrap what was trained with ``prior_strength`` times log p(c) added to its logits.
 
         Training with strength t fits softmax(logits + t log p) to the training posterior, so the raw softmax implies a

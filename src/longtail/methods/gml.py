@@ -47,9 +47,7 @@ class GML(Method):
         width = int(config.queue.projection_dim or 0)
         self.query_projection = ProjectionHead(query_dim, width)
         self.key_projection = ProjectionHead(key_dim, width)
-        self.queue = ClassQueue(
-            counts, int(config.queue.capacity or 0), key_dim, int(config.queue.min_per_class or 0)
-        )
+        self.queue = ClassQueue(counts, int(config.queue.capacity or 0), key_dim, int(config.queue.min_per_class or 0))
         loss = config.loss
         self.classifier_loss = LogitAdjustedCrossEntropy(counts, loss.prior_strength)
         self.contrast_loss = GMLLoss(
@@ -68,9 +66,7 @@ class GML(Method):
         if previous is None:
             raise ValueError("a frozen teacher needs the classifier of an earlier stage")
         if previous.class_names != self.context.train.class_names:
-            raise UserError(
-                "the teacher's classes are not those of the training data; train it on the same classes."
-            )
+            raise UserError("the teacher's classes are not those of the training data; train it on the same classes.")
         if (previous.spec["in_channels"], previous.image_size) != (
             self.context.train.channels,
             self.context.train.image_size,
@@ -89,13 +85,11 @@ class GML(Method):
 
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
-        """A teacher trained with L_cls alone, then the student; one stage if the teacher is at hand or a momentum one."""
+        """A teacher trained with L_cls, then the student; the student alone if its teacher is ready or momentum."""
         student = Stage("student", name, str(config.backbone), int(config.epochs or 0))
         if config.teacher.kind == "momentum" or config.teacher.run:
             return [student]
-        teacher = Stage(
-            "teacher", "logit_adjustment", str(config.teacher.backbone), int(config.teacher.epochs or 0)
-        )
+        teacher = Stage("teacher", "logit_adjustment", str(config.teacher.backbone), int(config.teacher.epochs or 0))
         return [teacher, Stage(student.name, name, student.backbone, student.epochs, takes=teacher.name)]
 
     @classmethod
@@ -130,9 +124,7 @@ class GML(Method):
         # One pass for both views: their BatchNorm statistics are joint, as in the authors' release.
         features = self.encoder(torch.cat([batch.views["classifier"], batch.views["query"]]))
         logits = self.head(features[:size])
-        losses = {
-            "classifier": self.options.classifier_weight * self.classifier_loss(logits, batch.labels)
-        }
+        losses = {"classifier": self.options.classifier_weight * self.classifier_loss(logits, batch.labels)}
         if self.options.contrast_weight:
             queries = self.query_projection(features[size:])
             # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
@@ -148,9 +140,7 @@ class GML(Method):
             )
         if self.options.distillation_weight:
             teacher_logits = self.teacher.logits(batch.views["classifier"])
-            losses["distillation"] = self.options.distillation_weight * self.distillation_loss(
-                logits, teacher_logits
-            )
+            losses["distillation"] = self.options.distillation_weight * self.distillation_loss(logits, teacher_logits)
         return losses
 
     def readings(self) -> dict[str, Tensor]:

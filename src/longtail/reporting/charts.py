@@ -1,145 +1,25 @@
-"""Charts as inline SVG: numbers in, escaped markup out; colours and type come from the page's style sheet.
-
-Every chart carries a title and a sentence for people who do not see it. Text is about 12 px at a width of 350-520 px, so
-charts are laid out side by side rather than stretched.
-"""
+"""The charts of a report as inline SVG, each with a title and a sentence for people who do not see it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 from typing import Any
 
 from markupsafe import Markup
 
-GROUPS = ("many", "medium", "few")
+from longtail.metrics import GROUPS
+
+from .run_record import ClassRow
+from .svg import Plot, Scale, linear_scale, number, percent
+
 FEW_IMAGES = 10
 """Below this number of test images an accuracy is not shown as one: its interval spans most of 0..1."""
 MOST_MARKS = 600
 """Above this number of classes a chart draws one shape a group instead of one mark a class."""
 MOST_WHISKERS = 40
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """One class of ``per_class.csv``; ``accuracy`` and ``confidence`` are None without test images."""
-
-    name: str
-    group: str
-    train_images: int
-    test_images: int
-    correct: int
-    accuracy: float | None
-    low: float
-    high: float
-    confidence: float | None
-    confused_with: str
-    confused_count: int
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Maps ``low``..``high`` to pixels ``start``..``end``, in logarithms if ``log``."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        """Return the pixel of ``value``."""
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log10(max(value, low)), math.log10(low), math.log10(high)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self, about: int = 4) -> list[float]:
-        """Return round values inside the range."""
-        if self.log:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            few = math.log10(self.high / self.low) < 2
-            values = [10.0**d * m for d in decades for m in ((1, 2, 5) if few else (1,))]
-            return [v for v in values if self.low <= v <= self.high]
-        step = _round_step((self.high - self.low) / about)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [k * step for k in range(first, last + 1)]
-
-
-def _round_step(raw: float) -> float:
-    """Return the least of 1, 2, 5 times a power of ten that is not below ``raw``."""
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-
-
-def _linear(values: Sequence[float], start: float, end: float) -> Scale:
-    """Return a scale with round ends around ``values``."""
-    low, high = min(values), max(values)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        pad = abs(low) / 2 or 1.0
-        low, high = low - pad, high + pad
-    step = _round_step((high - low) / 4)
-    return Scale(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, start, end)
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """Return a fraction as ``83.3 %`` (with a space that does not break)."""
-    return f"{100 * value:.{digits}f}\u00a0%"
-
-
-def number(value: float) -> str:
-    """Return a number with four figures; large whole numbers in full, in groups of three."""
-    if value == int(value) and 1000 <= abs(value) < 1e15:
-        text = f"{int(value):,}"
-        return text.replace(",", "\u202f") if abs(value) >= 10_000 else text.replace(",", "")
-    return f"{value:.4g}"
-
-
-class Plot:
-    """An SVG in the making, with axes at the left and below.
-
-    Args:
-        name: unique on the page; the ids of title and description come from it.
-        title, description: what a screen reader says.
-        width, height: in pixels at scale 1.
-        bottom: room below the plot.
-    """
-
-    def __init__(
-        self, name: str, title: str, description: str, width: int = 440, height: int = 270, bottom: int = 40
-    ) -> None:
-        self.name, self.title, self.description = name, title, description
-        self.width, self.height = width, height
-        self.left, self.right, self.top, self.bottom = 52.0, width - 10.0, 12.0, float(height - bottom)
-        self._parts: list[Markup] = []
-
-    def add(self, markup: str, *values: object) -> None:
-        """Add ``markup`` (a literal), with ``values`` escaped into its fields."""
-        self._parts.append(Markup(markup).format(*values))
-
-    def axes(
-        self, x: Scale | None, y: Scale, label: Callable[[float], str] = number, x_title: str = ""
-    ) -> None:
-        """Draw grid lines and tick labels; ``label`` words the ticks of y."""
-        for tick in y.ticks():
-            self.add('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>', self.left, y(tick), self.right)
-            self.add('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>', self.left - 6, y(tick) + 4, label(tick))
-        for tick in x.ticks() if x else ():
-            self.add('<text class="mid" x="{:.1f}" y="{:.1f}">{}</text>', x(tick), self.bottom + 17, number(tick))
-        self.add('<path class="axis" d="M{:.1f} {:.1f}H{:.1f}"/>', self.left, self.bottom, self.right)
-        if x_title:
-            middle = (self.left + self.right) / 2
-            self.add('<text class="mid" x="{:.1f}" y="{:.1f}">{}</text>', middle, self.height - 5, x_title)
-
-    def svg(self) -> Markup:
-        """Return the whole chart."""
-        head = Markup(
-            '<svg role="img" viewBox="0 0 {1} {2}" aria-labelledby="{0}-title {0}-text">'
-            '<title id="{0}-title">{3}</title><desc id="{0}-text">{4}</desc>'
-        ).format(self.name, self.width, self.height, self.title, self.description)
-        return head + Markup("\n").join(self._parts) + Markup("</svg>")
+FEWEST_FOR_TREND = 24
 
 
 def class_count_chart(rows: Sequence[ClassRow]) -> Markup:
@@ -152,9 +32,9 @@ def class_count_chart(rows: Sequence[ClassRow]) -> Markup:
     if log:
         y = Scale(0.5 if least < 2 else least / 2, most, plot.bottom, plot.top, log=True)
     else:
-        top = _linear([0.0, max(most, 1)], 0, 0).high
+        top = linear_scale([0.0, max(most, 1)], 0, 0).high
         y = Scale(0.0, top, plot.bottom, plot.top)
-    plot.axes(None, y, x_title="classes, largest first" + (" (logarithmic height)" if log else ""))
+    plot.axes(None, y, x_title=f"{len(rows)} classes, largest first" + (" (logarithmic height)" if log else ""))
     step = (plot.right - plot.left) / len(rows)
     for group in GROUPS:
         places = [(k, row) for k, row in enumerate(ordered) if row.group == group]
@@ -181,13 +61,13 @@ def class_count_chart(rows: Sequence[ClassRow]) -> Markup:
 
 
 def _trend(tested: Sequence[ClassRow]) -> list[tuple[float, float]]:
-    """Return (typical class size, mean accuracy) over eight shares of the classes, smallest classes first."""
-    ordered = sorted(tested, key=lambda row: row.train_images)
-    edges = [round(k * len(ordered) / 8) for k in range(9)]
-    shares = [ordered[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    """Return (typical class size, mean accuracy) of classes of like size, smallest first: two shares a doubling."""
+    alike: dict[int, list[ClassRow]] = {}
+    for row in tested:
+        alike.setdefault(round(2 * math.log2(max(0.5, row.train_images))), []).append(row)
     return [
-        (geometric_mean([max(0.5, r.train_images) for r in share]), fmean([r.accuracy or 0.0 for r in share]))
-        for share in shares
+        (geometric_mean([max(0.5, r.train_images) for r in rows]), fmean([r.accuracy or 0.0 for r in rows]))
+        for _, rows in sorted(alike.items())
     ]
 
 
@@ -196,9 +76,9 @@ def accuracy_by_size_chart(rows: Sequence[ClassRow]) -> Markup:
     tested = [row for row in rows if row.accuracy is not None]
     sizes = [max(0.5, row.train_images) for row in tested] or [1.0]
     text = f"{len(tested)} of {len(rows)} classes have test images."
-    line = _trend(tested) if len(tested) >= 24 else []
+    line = _trend(tested) if len(tested) >= FEWEST_FOR_TREND else []
     if line:
-        text += f" Mean accuracy of the smallest eighth of them {percent(line[0][1])}, of the largest {percent(line[-1][1])}."
+        text += f" Mean accuracy {percent(line[0][1])} of the smallest, {percent(line[-1][1])} of the largest."
     plot = Plot("chart-size", "Accuracy against class size", text)
     x = Scale(min(sizes) / 1.25, max(sizes) * 1.25, plot.left, plot.right, log=True)
     y = Scale(0.0, 1.0, plot.bottom, plot.top + 4)
@@ -212,9 +92,7 @@ def accuracy_by_size_chart(rows: Sequence[ClassRow]) -> Markup:
         for row in members:
             across, up = x(row.train_images), y(row.accuracy or 0.0)
             if len(rows) <= MOST_WHISKERS:
-                plot.add(
-                    '<path class="whisker {}" d="M{:.1f} {:.1f}V{:.1f}"/>', group, across, y(row.low), y(row.high)
-                )
+                plot.add('<path class="whisker {}" d="M{:.1f} {:.1f}V{:.1f}"/>', group, across, y(row.low), y(row.high))
             plot.add(
                 '<circle class="mark {}{}" cx="{:.1f}" cy="{:.1f}" r="{}">'
                 "<title>{}: {} of {} right, {} training images</title></circle>",
@@ -228,13 +106,15 @@ def accuracy_by_size_chart(rows: Sequence[ClassRow]) -> Markup:
 
 def group_chart(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
     """Accuracy of each group with its interval; one bar for each of ``evaluations`` (name, evaluation)."""
-    said = []
-    plot_rows = []
-    for group in GROUPS:
-        for place, (name, evaluation) in enumerate(evaluations):
-            value, bounds = evaluation["groups"][group]["accuracy"], evaluation["intervals"].get(group)
-            plot_rows.append((group, place, value, bounds))
-            said.append(f"{group}, {name}: {'none' if value is None else percent(value)}")
+    figures = {
+        group: [(name, e["groups"][group]["accuracy"], e["intervals"].get(group)) for name, e in evaluations]
+        for group in GROUPS
+    }
+    said = [
+        f"{group}, {name}: {'none' if value is None else percent(value)}"
+        for group, entries in figures.items()
+        for name, value, _ in entries
+    ]
     plot = Plot("chart-groups", "Accuracy by group", "; ".join(said) + ".", bottom=28)
     y = Scale(0.0, 1.0, plot.bottom, plot.top + 12)
     plot.axes(None, y, lambda v: percent(v, 0))
@@ -243,7 +123,7 @@ def group_chart(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
     for position, group in enumerate(GROUPS):
         middle = plot.left + (position + 0.5) * room
         plot.add('<text class="mid" x="{:.1f}" y="{:.1f}">{}</text>', middle, plot.bottom + 18, group)
-        for _, place, value, bounds in (row for row in plot_rows if row[0] == group):
+        for place, (_, value, bounds) in enumerate(figures[group]):
             at = middle + (place - len(evaluations) / 2) * wide + 2
             centre = at + (wide - 4) / 2
             if value is None:
@@ -253,13 +133,9 @@ def group_chart(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
             box = (at, y(value), wide - 4, plot.bottom - y(value))
             plot.add('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>', style, *box)
             head = y(value)
-            if bounds is not None:
-                head = y(bounds[1])
-                ends = (centre - 5, y(bounds[0]), centre, y(bounds[1]), centre - 5)
-                plot.add(
-                    '<path class="interval" d="M{:.1f} {:.1f}h10M{:.1f} {:.1f}V{:.1f}M{:.1f} {:.1f}h10"/>',
-                    *(ends[0], ends[1], centre, ends[1], ends[3], ends[4], ends[3]),
-                )
+            if bounds is not None and bounds[0] < bounds[1]:
+                foot, head = y(bounds[0]), y(bounds[1])
+                plot.add('<path class="interval" d="M{:.1f} {:.1f}h10m-5 0V{:.1f}m-5 0h10"/>', centre - 5, foot, head)
             shown = f"{100 * value:.1f}"
             plot.add('<text class="mid strong" x="{:.1f}" y="{:.1f}">{}</text>', centre, head - 5, shown)
     return plot.svg()
@@ -276,7 +152,7 @@ def curve_chart(name: str, title: str, points: Sequence[tuple[int, float]], as_p
         f"lowest {word(low[1])} at epoch {low[0]}, highest {word(high[1])} at epoch {high[0]}."
     )
     plot = Plot(name, title, text, width=340, height=190, bottom=38)
-    y = _linear(values, plot.bottom, plot.top)
+    y = linear_scale(values, plot.bottom, plot.top)
     x = Scale(epochs[0], max(epochs[-1], epochs[0] + 1), plot.left + 4, plot.right - 6)
     plot.axes(None, y, word, "epoch")
     for epoch in sorted({epochs[0], epochs[-1]}):

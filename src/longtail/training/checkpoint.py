@@ -28,9 +28,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     return tensors, numbers
 
 
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]
-) -> None:
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Put back what :func:`optimiser_state` took; groups and learning rates are those of ``optimiser``."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *numbers.items()]:
@@ -109,9 +107,7 @@ class CheckpointFolder:
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries whose name starts with ``prefix.``, without it."""
-    return {
-        name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")
-    }
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

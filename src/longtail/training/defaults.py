@@ -1,7 +1,7 @@
 """Options that the user left open, chosen from the data.
 
-The rules reproduce the settings of the GML paper where its data sets are concerned (CIFAR-LT: ResNet-32 with a ResNet-56
-teacher, 200 epochs, batch 128, rate 0.1, queue 4096 with at least 2 a class, projection 32, temperature 0.1).
+The rules reproduce the settings of the GML paper where its data sets are concerned (CIFAR-LT: ResNet-32 with a
+ResNet-56 teacher, 200 epochs, batch 128, rate 0.1, queue 4096 with at least 2 a class, projection 32, temperature 0.1).
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     choose("optimiser.lr", 1e-3 if adamw else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
     choose("optimiser.schedule", "cosine")
-    choose("optimiser.warmup_epochs", float(min(5, epochs // 10)))
     choose("loss.temperature", 0.1)
     choose("loss.distillation_weight", 1.0)
     _choose_queue(choose, data, backbone)

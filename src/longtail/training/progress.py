@@ -33,8 +33,9 @@ class ProgressReporter:
         self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
-        """Print one line."""
+        """Print one line, at once also into a pipe."""
         self.console.print(text, markup=False)
+        self.console.file.flush()
 
     def start(self, stage: str, epochs: int, done: int) -> None:
         """Begin a stage of which ``done`` epochs were trained before."""

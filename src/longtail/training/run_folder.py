@@ -69,9 +69,7 @@ class RunFolder:
             )
         if foreign and not self.holds_run:
             self.path.joinpath(".lock").unlink(missing_ok=True)
-            raise UserError(
-                f"{self.path} is not empty and holds no run (it has {foreign[0]}); choose another --out."
-            )
+            raise UserError(f"{self.path} is not empty and holds no run (it has {foreign[0]}); choose another --out.")
         if overwrite:
             for name in _FILES:
                 entry = self.path / name
@@ -134,7 +132,9 @@ def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) ->
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return versions and hardware, JSON-ready."""
-    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = (
+        "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    )
     return {
         "versions": {
             "longtail": longtail.__version__,

@@ -34,9 +34,7 @@ def plan_stages(config: TrainConfig) -> list[Stage]:
     return get_method(config.method).stages(config, config.method)
 
 
-def run_stages(
-    config: TrainConfig, data: DataSplits, folder: RunFolder, progress: ProgressReporter
-) -> dict[str, Any]:
+def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progress: ProgressReporter) -> dict[str, Any]:
     """Train every stage that is not finished yet, write model and evaluation, and return the evaluation.
 
     Raises:
@@ -91,10 +89,8 @@ def run_stages(
     return evaluation
 
 
-def _previous(
-    config: TrainConfig, stage: Stage, finished: dict[str, Classifier], folder: Path
-) -> Classifier | None:
-    """Return the classifier that a stage takes: of an earlier stage, or of a ready run, which is copied into the run."""
+def _previous(config: TrainConfig, stage: Stage, finished: dict[str, Classifier], folder: Path) -> Classifier | None:
+    """Return the classifier that a stage takes: of an earlier stage, or of a ready run, which is copied here."""
     if stage.takes is not None:
         return finished[stage.takes]
     if config.teacher.run is None or config.method != stage.method:

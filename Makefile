@@ -1,0 +1,42 @@
+# `make` lists the targets. Everything happens in .venv; only Python 3.11+ and make are needed beforehand.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (torch with its libraries is about 5 GB) ..."
+	@# uv installs several times faster; without it pip does the same.
+	@$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python -e '.[dev]' || \
+		$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## teacher and student on scikit-learn's digits, a minute on two cores; ends with the report's path
+	@$(BIN)/longtail train --recipe demo --overwrite
+
+test: $(READY) ## all tests
+	@$(BIN)/python -m pytest -m "not check"
+
+lint: $(READY) ## ruff and mypy, as CI runs them
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+check: $(READY) ## slow checks: long runs, every command of the README
+	@$(BIN)/python -m pytest -m check
+
+bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
+	@$(BIN)/python benchmarks/loss.py
+	@$(BIN)/python benchmarks/augment.py
+	@$(BIN)/python benchmarks/digits.py
+
+clean: ## remove .venv and everything built
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

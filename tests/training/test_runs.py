@@ -1,0 +1,252 @@
+"""Whole runs: the same bytes again, after a crash at any write, after Ctrl-C; bad steps never enter the state."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from longtail.config import replace_options
+from longtail.errors import UserError
+from longtail.methods.gml import GML
+from longtail.models import Classifier
+from longtail.training.guard import Diverged, Interrupted
+from longtail.training.progress import ProgressReporter
+from longtail.training.run_folder import RunFolder
+from longtail.training.stages import run_stages
+
+RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json", "per_class.csv"]
+RESULTS += [f"teacher/{name}" for name in ("model.safetensors", "model.json", "evaluation.json")]
+
+
+def run(path, config, splits, **how):
+    folder = RunFolder(path, **how)
+    try:
+        if not folder.holds_run:
+            folder.write_config(config)
+        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
+    finally:
+        folder.close()
+
+
+def results(path):
+    return {name: (path / name).read_bytes() for name in RESULTS if (path / name).exists()}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def finished(tmp_path, tiny_config, tiny_splits):
+    """An uninterrupted run with a learned temperature, distillation and a moving average: every part has state."""
+    config = tiny_config(optimiser__ema=0.9, optimiser__name="adamw", optimiser__clip_norm=1.0)
+    run(tmp_path / "whole", config, tiny_splits)
+    return config, results(tmp_path / "whole")
+
+
+def test_same_seed_same_bytes_and_another_seed_another_model(finished, tmp_path, tiny_splits):
+    config, expected = finished
+    assert set(expected) == set(RESULTS)
+    torch.manual_seed(123)  # the caller's generator must not matter, nor be moved
+    before = torch.get_rng_state()
+    run(tmp_path / "again", config, tiny_splits)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert results(tmp_path / "again") == expected
+    run(tmp_path / "other", replace_options(config, {"seed": 1}), tiny_splits)
+    assert results(tmp_path / "other")["model.safetensors"] != expected["model.safetensors"]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it and tidy up."""
+
+
+def test_a_crash_at_any_write_resumes_to_the_same_bytes(finished, tmp_path, tiny_splits, monkeypatch):
+    config, expected = finished
+    real, calls, limit = os.replace, 0, 0
+
+    def replace(source, target):
+        nonlocal calls
+        calls += 1
+        if calls == limit:
+            raise Killed
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    crashed = 0
+    while True:
+        calls, limit = 0, limit + 1
+        path = tmp_path / f"crash-{limit}"
+        try:
+            run(path, config, tiny_splits)
+            break
+        except Killed:
+            crashed += 1
+        calls, keep = 10**9, limit
+        run(path, config, tiny_splits, resume=True)
+        assert results(path) == expected, f"crash at write {keep}"
+    # config, four epochs' states (three files each), two models and evaluations of several files each, environment.
+    assert crashed > 20
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_a_stop_at_any_step_saves_and_resumes_to_the_same_bytes(
+    step, finished, tmp_path, tiny_splits, monkeypatch
+):
+    config, expected = finished
+    path, taken, real = tmp_path / "stopped", 0, GML.forward
+
+    def forward(self, batch, progress):
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch, progress)
+
+    monkeypatch.setattr(GML, "forward", forward)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="its state is saved") as stop:
+        run(path, config, tiny_splits)
+    assert stop.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    run(path, config, tiny_splits, resume=True)
+    assert results(path) == expected
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(finished, tmp_path, tiny_splits):
+    config, expected = finished
+    run(tmp_path / "whole", config, tiny_splits, resume=True)
+    assert results(tmp_path / "whole") == expected
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient", "features"])
+def test_a_bad_step_is_named_and_skipped_and_leaves_no_trace(bad, tmp_path, tiny_config, tiny_splits, monkeypatch):
+    """Step 5 of the student is poisoned; every tensor of every state must stay finite, the others steps are taken."""
+    real, steps = GML.forward, []
+
+    def forward(self, batch, progress):
+        steps.append(len(steps))
+        if len(steps) == 6:
+            if bad == "features":  # as a broken layer would: it reaches BatchNorm before the loss is seen
+                batch.views["query"][0] = float("nan")
+            losses = real(self, batch, progress)
+            if bad == "loss":
+                losses["gml"] = losses["gml"] * float("inf")
+            if bad == "gradient":
+                losses["gml"] = losses["gml"] * 1e30
+            return losses
+        return real(self, batch, progress)
+
+    monkeypatch.setattr(GML, "forward", forward)
+    config = tiny_config(optimiser__ema=0.9)
+    run(tmp_path / "run", config, tiny_splits)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    skipped = [line for line in lines if "skipped_step" in line]
+    assert [(line["stage"], line["skipped_step"], line["epoch"]) for line in skipped] == [("student", 5, 2)]
+    assert ("gradient" if bad == "gradient" else "loss") in skipped[0]["why"]
+    assert lines[-1]["steps_taken"] == 3
+    state = next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors"
+    from safetensors.torch import load_file
+
+    for name, value in load_file(state).items():
+        assert bool(torch.isfinite(value.float()).all()), name
+
+
+def test_a_bad_key_view_never_reaches_the_queue(tmp_path, tiny_config, tiny_splits, monkeypatch):
+    real = GML.update_memory
+
+    def update_memory(self, batch):
+        batch.views["key"][0] = float("inf")
+        real(self, batch)
+
+    monkeypatch.setattr(GML, "update_memory", update_memory)
+    run(tmp_path / "run", tiny_config(), tiny_splits)
+    from safetensors.torch import load_file
+
+    state = load_file(next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors")
+    assert bool(torch.isfinite(state["method.queue.features"]).all())
+    assert bool(state["method.queue.filled"].all())
+
+
+def test_many_bad_steps_end_the_run_with_the_last_good_state(tmp_path, tiny_config, tiny_splits, monkeypatch):
+    real, taken, good = GML.forward, 0, {}
+
+    def forward(self, batch, progress):
+        nonlocal taken
+        taken += 1
+        losses = real(self, batch, progress)
+        if taken == 3:
+            good.update({name: value.detach().clone() for name, value in self.encoder.named_parameters()})
+        if taken >= 3:
+            losses["classifier"] = losses["classifier"] * float("nan")
+        return losses
+
+    monkeypatch.setattr(GML, "forward", forward)
+    with pytest.raises(Diverged, match=r"3 steps in a row.*student.*loss 'classifier' is nan.*kept in"):
+        run(tmp_path / "run", tiny_config(checkpoint__bad_steps=3), tiny_splits)
+    from safetensors.torch import load_file
+
+    state = load_file(next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors")
+    assert good
+    for name, value in good.items():
+        assert torch.equal(state[f"method.encoder.{name}"], value)
+
+
+def test_a_rate_far_too_high_ends_in_a_sentence_not_in_nan(tmp_path, tiny_config, tiny_splits):
+    try:
+        run(tmp_path / "run", tiny_config(optimiser__lr=1000.0, checkpoint__bad_steps=2, epochs=6), tiny_splits)
+    except Diverged:
+        pass
+    for state in (tmp_path / "run" / "resume").glob("state-*"):
+        from safetensors.torch import load_file
+
+        for name, value in load_file(state / "state.safetensors").items():
+            assert bool(torch.isfinite(value.float()).all()), name
+
+
+def test_changed_data_is_noticed(finished, tmp_path, tiny_splits):
+    from dataclasses import replace
+
+    config, _ = finished
+    images = tiny_splits.train.images.clone()
+    images[0, 0, 0, 0] += 1
+    changed = replace(tiny_splits, train=replace(tiny_splits.train, images=images))
+    with pytest.raises(UserError, match="training data is not what the run"):
+        run(tmp_path / "whole", config, changed, resume=True)
+
+
+def test_evaluated_and_taught_by_the_moving_average(tmp_path, tiny_config, tiny_splits):
+    """With EMA on, the model saved is the average: its weights differ from those trained, and are in the state."""
+    run(tmp_path / "run", tiny_config(optimiser__ema=0.9), tiny_splits)
+    from safetensors.torch import load_file
+
+    state = load_file(next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors")
+    model = Classifier.load(tmp_path / "run")
+    name, saved = next(iter(model.encoder.named_parameters()))
+    assert torch.equal(saved, state["average.value_0"])
+    assert not torch.equal(saved, state[f"method.encoder.{name}"])
+    teacher = Classifier.load(tmp_path / "run" / "teacher")
+    assert torch.equal(state[f"method.teacher.encoder.{name}"], dict(teacher.encoder.named_parameters())[name])
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    first = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match="another process is writing"):
+        RunFolder(tmp_path / "run", resume=True)
+    first.close()
+    RunFolder(tmp_path / "run").close()
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, finished, tiny_splits):
+    config, expected = finished
+    path = tmp_path / "whole"
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
+        RunFolder(path)
+    RunFolder(path, overwrite=True).close()
+    assert sorted(entry.name for entry in path.iterdir()) == [".lock", "notes.txt"]
