@@ -78,11 +78,7 @@ def complete_labels(drawn: list[np.ndarray], permutations: list[np.ndarray], tot
         ranks = permutation[: len(positions)]
         edges = np.concatenate([[-1], np.sort(positions), [total]])
         skipped = np.diff(np.concatenate([[-1], np.sort(ranks), [len(permutation)]])) - 1
-        tasks += [
-            (int(edges[i]), int(edges[i + 1]), label, int(images))
-            for i, images in enumerate(skipped)
-            if images
-        ]
+        tasks += [(int(edges[i]), int(edges[i + 1]), label, int(images)) for i, images in enumerate(skipped) if images]
     tasks.sort(reverse=True)
     ready: list[tuple[int, int, int]] = []
     for position in np.flatnonzero(labels == -1).tolist():
@@ -122,13 +118,9 @@ def check(path: Path, seed: int) -> bool:
 
     permutations = rank_permutations(num_classes, class_size, seed)
     wrong = classes_out_of_order(drawn, permutations)
-    passed &= report(
-        "order", not wrong, f"{num_classes - len(wrong)} of {num_classes} classes in drawn order"
-    )
+    passed &= report("order", not wrong, f"{num_classes - len(wrong)} of {num_classes} classes in drawn order")
     labels = None if wrong else complete_labels(drawn, permutations, TRAINING_IMAGES)
-    passed &= report(
-        "places", labels is not None, "a label file of 50,000 agrees with all positions and ranks"
-    )
+    passed &= report("places", labels is not None, "a label file of 50,000 agrees with all positions and ranks")
     if labels is None:
         return False
 
@@ -150,12 +142,8 @@ def report(step: str, holds: bool, detail: str) -> bool:
 
 def main() -> int:
     """Check the packed files named on the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "packed", type=Path, nargs="+", help="packed file (cifar10-lt.npz or cifar100-lt.npz)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packed", type=Path, nargs="+", help="packed file (cifar10-lt.npz or cifar100-lt.npz)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (0 is the published one)")
     options = parser.parse_args()
     results = [check(path, options.seed) for path in options.packed]  # all of them, also after a failure

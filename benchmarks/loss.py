@@ -100,9 +100,7 @@ def contestants(problem: Problem) -> dict[str, Callable[[Tensor, Tensor], Tensor
     }
 
 
-def differentiate(
-    loss: Callable[[Tensor, Tensor], Tensor], problem: Problem
-) -> tuple[Tensor, Tensor, Tensor]:
+def differentiate(loss: Callable[[Tensor, Tensor], Tensor], problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Return the value and its gradients by queries and keys."""
     queries, keys = problem.queries.detach().requires_grad_(), problem.keys.detach().requires_grad_()
     value = loss(queries, keys)
@@ -176,9 +174,7 @@ def measure(size: tuple[int, int, int, int], repeats: int, seed: int, device: st
             for name, taken in times.items()
         },
         "times_the_product": {name: medians[name] / medians["product"] for name in losses},
-        "times_faster_than_one_hot": {
-            name: medians["one-hot"] / medians[name] for name in losses if name != "one-hot"
-        },
+        "times_faster_than_one_hot": {name: medians["one-hot"] / medians[name] for name in losses if name != "one-hot"},
     }
 
 

@@ -156,13 +156,14 @@ def summary(evaluation: dict[str, Any]) -> str:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f}"
 
-    low, high = evaluation["intervals"]["balanced_accuracy"]
+    bounds = evaluation["intervals"]["balanced_accuracy"]
+    interval = f" [{percent(bounds[0])}, {percent(bounds[1])}]" if bounds else ""
     groups = "  ".join(
         f"{name} {percent(group['accuracy'])} ({group['classes']})" for name, group in evaluation["groups"].items()
     )
     return (
-        f"test: top-1 {percent(evaluation['top1'])} %  balanced {percent(evaluation['balanced_accuracy'])} % "
-        f"[{percent(low)}, {percent(high)}]  {groups}  worst {evaluation['worst_class_name']} "
+        f"test: top-1 {percent(evaluation['top1'])} %  balanced {percent(evaluation['balanced_accuracy'])} %"
+        f"{interval}  {groups}  worst {evaluation['worst_class_name']} "
         f"{percent(evaluation['worst_class']['accuracy'])}"
     )
 

@@ -11,7 +11,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import longtail
 from longtail.errors import UserError, unknown_name
@@ -61,12 +61,13 @@ def _run(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
-    places, flags, pairs = split_words(words, flags=("resume", "overwrite", "quiet"))
+    from longtail.options import check_name, parse_words
+
+    own = ("recipe", "resume", "overwrite", "quiet")
+    places, flags, pairs = split_words(words, flags=own[1:], check=lambda name: check_name(name, own))
     if len(places) > 1:
         raise UserError(f"one DATA at a time, got {' and '.join(places)}; usage: {_USAGE['train']}")
     recipe = pairs.pop("recipe", None)
-    from longtail.options import parse_words
-
     given = parse_words([f"--{name}={value}" for name, value in pairs.items()])
     from longtail import api
     from longtail.training.guard import Diverged, Interrupted
@@ -91,7 +92,7 @@ def _train(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    places, _, pairs = split_words(words, known=("device",))
+    places, _, pairs = split_words(words, check=_only("device"))
     if not 1 <= len(places) <= 2:
         raise UserError(f"which run? usage: {_USAGE['evaluate']}")
     from longtail import api
@@ -101,7 +102,9 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _recipes(words: list[str]) -> int:
-    places, _, _ = split_words(words, known=())
+    places, _, _ = split_words(words, check=_only())
+    if len(places) > 1:
+        raise UserError(f"one recipe at a time; usage: {_USAGE['recipes']}")
     from longtail.options import recipe_files, recipe_text
 
     if places:
@@ -114,13 +117,23 @@ def _recipes(words: list[str]) -> int:
     return 0
 
 
+def _only(*known: str) -> Callable[[str], None]:
+    """Return a check that refuses every option but ``known``."""
+
+    def check(name: str) -> None:
+        if name not in known:
+            raise unknown_name("option", f"--{name}", [f"--{other}" for other in (*known, "help")])
+
+    return check
+
+
 def split_words(
-    words: Sequence[str], flags: Collection[str] = (), known: Collection[str] | None = None
+    words: Sequence[str], check: Callable[[str], None], flags: Collection[str] = ()
 ) -> tuple[list[str], set[str], dict[str, str]]:
     """Split a command line into (places, flags that were set, options with their values).
 
     Every option but the ``flags`` takes one value, ``--name value`` or ``--name=value``; hyphens in names count as
-    underscores. ``known`` lists the options allowed (None: checked later).
+    underscores. ``check`` raises for a name that is no option.
     """
     places: list[str] = []
     found: set[str] = set()
@@ -135,11 +148,12 @@ def split_words(
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        if name in flags and not equals:
+        check(name)
+        if name in flags:
+            if equals:
+                raise UserError(f"--{name} takes no value.")
             found.add(name)
             continue
-        if known is not None and name not in known:
-            raise unknown_name("option", f"--{name}", [f"--{other}" for other in known] or ["--help"])
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{name} needs a value.")

@@ -219,6 +219,9 @@ def check(config: TrainConfig) -> None:
             refuse(key, "a finite number")
         return float(value)
 
+    for key, value in flatten(config).items():
+        if value == "" and key != "data":
+            refuse(key, "a text that is not empty")
     for key in _POSITIVE.split():
         if get_option(config, key) is not None and number(key) <= 0:
             refuse(key, "above 0")

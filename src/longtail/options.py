@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from longtail.config import TrainConfig, flatten, replace_options
+from longtail.config import TrainConfig, flatten, get_option, replace_options
 from longtail.errors import UserError, unknown_name
 
 OPTION_NAMES = tuple(flatten(TrainConfig()))
 """Every option's dotted name; a test lists them, so that they do not multiply unnoticed."""
+
+_GROUPS = frozenset(name.split(".")[0] for name in OPTION_NAMES if "." in name)
 
 
 class _Parser(ArgumentParser):
     """Turns every complaint into a :class:`UserError`."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_plain(message)) from None
+        raise UserError(message) from None
 
 
 def option_parser() -> ArgumentParser:
@@ -35,11 +39,13 @@ def option_parser() -> ArgumentParser:
 
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:
-    """Return the options that ``words`` (command line) set, by dotted name, with their types checked."""
-    for word in words:
-        if word.startswith("--"):
-            _check_name(word[2:].split("=", 1)[0])
-    return _parsed(lambda parser: parser.parse_args(list(words), defaults=False))
+    """Return the options that ``words`` (each ``--name=value``) set, by dotted name, with their types checked."""
+    given = dict(word.removeprefix("--").split("=", 1) for word in words)
+    for key in given:
+        check_name(key)
+    if "data" in given:
+        raise UserError(f"DATA is given without --data: longtail train {given['data']} ...")
+    return _parsed(lambda parser: parser.parse_args(list(words), defaults=False), given)
 
 
 def parse_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -48,12 +54,13 @@ def parse_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         UserError: an option is unknown or of the wrong type; ``where`` says what held it.
     """
-    flat = _dotted(values)
+    # A group whose every line is commented out reads as None.
+    flat = {key: value for key, value in _dotted(values).items() if value is not None or key not in _GROUPS}
     data = flat.pop("data", None)
     try:
         for key in flat:
-            _check_name(key)
-        checked = _parsed(lambda parser: parser.parse_object(_nested(flat), defaults=False)) if flat else {}
+            check_name(key)
+        checked = _parsed(lambda parser: parser.parse_object(_nested(flat), defaults=False), flat) if flat else {}
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return checked if data is None else {"data": str(data), **checked}
@@ -96,42 +103,54 @@ def read_recipe(name: str) -> dict[str, Any]:
     return parse_values(values, f"recipe {name}")
 
 
-def _parsed(parse: Any) -> dict[str, Any]:
+def check_name(key: str, others: Collection[str] = ()) -> None:
+    """Raise :class:`UserError` with near matches unless ``key`` is an option's dotted name or one of ``others``."""
+    known = [*OPTION_NAMES, *others]
+    if key in known:
+        return
+    near = [name for name in OPTION_NAMES if name.startswith(key + ".")] if key in _GROUPS else []
+    near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    near = near or [name for name in OPTION_NAMES if name.endswith("." + key)]
+    hint = f"did you mean {' or '.join('--' + name for name in near[:3])}?" if near else "see longtail train --help."
+    raise UserError(f"unknown option --{key}; {hint}")
+
+
+def _parsed(parse: Callable[[ArgumentParser], Namespace], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Run ``parse`` on a fresh parser; ``given`` are the values that it gets, to name the one it refuses."""
     try:
-        namespace: Namespace = parse(option_parser())
-    except UserError:
-        raise
+        namespace = parse(option_parser())
     except (Exception, SystemExit) as error:  # jsonargparse has no single base class for its complaints
-        raise UserError(_plain(str(error))) from None
+        message = " ".join(str(error).split())
+        key = next((name for name in re.findall(r'"([\w.]+)"', message) if name in given), None)
+        if key is not None:
+            message = f"--{key} must be {_kind(key)}, got {given[key]!s}."
+        raise UserError(message) from None
     return {key: value for key, value in _dotted(namespace.as_dict()).items() if key in OPTION_NAMES}
 
 
-def _check_name(key: str) -> None:
-    if key not in OPTION_NAMES:
-        groups = sorted({name.rsplit(".", 1)[0] for name in OPTION_NAMES if "." in name})
-        near = difflib.get_close_matches(key, OPTION_NAMES, n=3, cutoff=0.5)
-        near = near or [name for name in OPTION_NAMES if name.endswith("." + key)]
-        near = near or difflib.get_close_matches(key, groups, n=1)
-        hint = f"did you mean {' or '.join('--' + name for name in near)}?" if near else "see longtail train --help."
-        raise UserError(f"unknown option --{key}; {hint}")
-
-
-def _plain(message: str) -> str:
-    """Return jsonargparse's message as one line, without its advice on usage."""
-    text = " ".join(str(message).split())
-    found = re.match(r'(?:Parser key|Validation failed: Parser key) "([^"]+)": (.*)', text)
-    if found:
-        return f"--{found[1]}: {found[2].rstrip('.')}."
-    return text
+def _kind(key: str) -> str:
+    """Return what an option takes, in words."""
+    *groups, name = key.split(".")
+    owner = get_option(TrainConfig(), ".".join(groups)) if groups else TrainConfig()
+    hint = get_type_hints(type(owner))[name]
+    # The optional ones are unions with None, which nobody needs to type.
+    choices = [hint] if get_origin(hint) in (Literal, list) else [t for t in get_args(hint) if t is not NoneType]
+    kind = choices[0] if choices else hint
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is list:
+        return "a list of numbers such as [0.8, 0.9]"
+    return {int: "a whole number", float: "a finite number", bool: "true or false"}.get(kind, "text")
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        name = prefix + str(key).replace("-", "_")
         if isinstance(value, Mapping):
-            flat.update(_dotted(value, f"{prefix}{key}."))
+            flat.update(_dotted(value, f"{name}."))
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
     return flat
 
 

@@ -40,9 +40,7 @@ def test_images_labels_and_disjoint_splits(original):
     assert (splits.name, splits.views) == ("digits-lt", "tiny")
 
 
-@pytest.mark.parametrize(
-    ("profile", "counts_of"), [("exponential", exponential_profile), ("step", step_profile)]
-)
+@pytest.mark.parametrize(("profile", "counts_of"), [("exponential", exponential_profile), ("step", step_profile)])
 @pytest.mark.parametrize("imbalance", [1, 10, 100])
 def test_counts(profile, counts_of, imbalance):
     splits = digits_lt(imbalance=imbalance, profile=profile)

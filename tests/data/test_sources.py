@@ -20,9 +20,7 @@ def _write(path, counts, seed=0):
     labels = np.random.RandomState(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     images = np.broadcast_to(np.arange(len(labels), dtype=np.uint8)[:, None, None], (len(labels), 20, 20))
     test = np.arange(len(counts))
-    np.savez(
-        path, train_images=images, train_labels=labels, test_images=images[: len(counts)], test_labels=test
-    )
+    np.savez(path, train_images=images, train_labels=labels, test_images=images[: len(counts)], test_labels=test)
     return torch.from_numpy(labels)
 
 

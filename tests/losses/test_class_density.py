@@ -24,9 +24,7 @@ def slow_logmeanexp(logits, lengths, mask=None):
         start, out = 0, []
         for length in lengths:
             values = [
-                row[k]
-                for k in range(start, start + length)
-                if mask is None or bool(mask.expand(logits.shape)[b, k])
+                row[k] for k in range(start, start + length) if mask is None or bool(mask.expand(logits.shape)[b, k])
             ]
             top = max(values, default=0.0)
             total = math.fsum(math.exp(v - top) for v in values)

@@ -53,9 +53,7 @@ def test_limits():
     # A sure teacher at temperature 1 is a label.
     labels = torch.tensor([0, 2, 1, 1, 0])
     sure = 1e3 * F.one_hot(labels, 3).double()
-    assert DistillationLoss(1.0)(student, sure).item() == pytest.approx(
-        F.cross_entropy(student, labels).item()
-    )
+    assert DistillationLoss(1.0)(student, sure).item() == pytest.approx(F.cross_entropy(student, labels).item())
     # As temperature rises the loss tends to half the mean squared distance of centred logits, divided by C.
     centred = (student - teacher) - (student - teacher).mean(1, keepdim=True)
     assert DistillationLoss(1e4)(student, teacher).item() == pytest.approx(

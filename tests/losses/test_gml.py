@@ -83,9 +83,7 @@ def check_against_loops(problem, loss, strength, without_own, tolerance, **given
         found = gradients(actual, problem.queries, problem.keys)
         for f, w in zip(found, wanted, strict=True):
             scale = w.abs().max().item()
-            torch.testing.assert_close(
-                f.double(), w.double(), rtol=tolerance, atol=tolerance * max(1.0, scale)
-            )
+            torch.testing.assert_close(f.double(), w.double(), rtol=tolerance, atol=tolerance * max(1.0, scale))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -138,9 +136,7 @@ def test_several_own_keys_all_go_and_id_minus_one_matches_nothing():
 
     all_keys = math.log1p(math.exp(-1) / ((3 * math.e + 1) / 4))
     assert value(7, [7, 7, 7, 8, 9]) == pytest.approx(math.log1p(math.exp(-1) / 1.0), rel=1e-6)
-    assert value(7, [7, -1, 7, 8, 9]) == pytest.approx(
-        math.log1p(math.exp(-1) / ((math.e + 1) / 2)), rel=1e-6
-    )
+    assert value(7, [7, -1, 7, 8, 9]) == pytest.approx(math.log1p(math.exp(-1) / ((math.e + 1) / 2)), rel=1e-6)
     assert value(-1, [-1, -1, -1, -1, -1]) == pytest.approx(all_keys, rel=1e-6)
     assert value(3, [7, 7, 7, 8, 9]) == pytest.approx(all_keys, rel=1e-6)
 
@@ -185,9 +181,7 @@ def test_without_prior_it_is_class_averaged_supcon_with_the_log_outside_the_mean
         means = []
         for c in range(3):
             members = problem.keys[problem.key_labels == c].tolist()
-            kernels = [
-                math.exp(sum(a * b for a, b in zip(query, key, strict=True)) / temperature) for key in members
-            ]
+            kernels = [math.exp(sum(a * b for a, b in zip(query, key, strict=True)) / temperature) for key in members]
             means.append(sum(kernels) / len(kernels))
         expected -= math.log(means[label] / sum(means)) / len(problem.labels)
     actual = problem.call(GMLLoss(problem.counts, temperature, prior_strength=0.0))
@@ -259,9 +253,7 @@ def test_a_class_whose_only_keys_are_own_counts_in_the_main_copy_only():
     own.queries, own.labels = problem.queries[1:], problem.labels[1:]
     log_temperature = torch.tensor(math.log(0.1), dtype=torch.float64, requires_grad=True)
     second, _ = slow_gml(own, log_temperature.exp())
-    torch.testing.assert_close(
-        loss.log_temperature.grad, gradients(second, log_temperature)[0], rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(loss.log_temperature.grad, gradients(second, log_temperature)[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(loss.information, (1 - second / math.log(2)).detach(), rtol=1e-6, atol=1e-9)
 
 

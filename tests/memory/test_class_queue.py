@@ -80,9 +80,7 @@ def test_lengths_equal_largest_remainder_in_fractions(seed):
     counts[0] += 1
     minimum = 1 + seed % 3
     capacity = classes * minimum + int(torch.randint(0, 500, (), generator=generator))
-    assert queue_lengths(counts, capacity, minimum).tolist() == slow_lengths(
-        counts.tolist(), capacity, minimum
-    )
+    assert queue_lengths(counts, capacity, minimum).tolist() == slow_lengths(counts.tolist(), capacity, minimum)
 
 
 def test_ties_go_to_the_lower_class_index():
@@ -150,9 +148,7 @@ def test_features_labels_and_ids_never_part_under_shuffled_batches():
 
 def test_a_row_that_overflows_the_buffers_type_is_absent():
     queue = ClassQueue([2, 2], capacity=4, dim=1)
-    queue.enqueue(
-        torch.tensor([[1e300], [2.0]], dtype=torch.float64), torch.tensor([0, 0]), torch.tensor([3, 4])
-    )
+    queue.enqueue(torch.tensor([[1e300], [2.0]], dtype=torch.float64), torch.tensor([0, 0]), torch.tensor([3, 4]))
     assert queue.ids.tolist() == [4, -1, -1, -1]
     assert queue.pointers.tolist() == [1, 0]
 
@@ -196,8 +192,7 @@ def test_enqueue_refuses_shapes_that_do_not_fit():
 def test_enqueue_gives_the_same_bits_twice():
     generator = torch.Generator().manual_seed(3)
     batches = [
-        (torch.randn(64, 4, generator=generator), torch.randint(0, 3, (64,), generator=generator))
-        for _ in range(5)
+        (torch.randn(64, 4, generator=generator), torch.randint(0, 3, (64,), generator=generator)) for _ in range(5)
     ]
     states = []
     for _ in range(2):
@@ -243,9 +238,7 @@ def test_prime_plan_takes_each_classs_images_in_turn():
     expected = []
     for c, length in enumerate(queue.lengths.tolist()):
         images = [i for i, label in enumerate(labels.tolist()) if label == c]
-        expected += [
-            (images[k % len(images)], k // len(images)) if images else (-1, 0) for k in range(length)
-        ]
+        expected += [(images[k % len(images)], k // len(images)) if images else (-1, 0) for k in range(length)]
     assert list(zip(indices.tolist(), rounds.tolist(), strict=True)) == expected
     assert (3, 2) in expected  # the class of one image needs a third view
     assert (-1, 0) in expected

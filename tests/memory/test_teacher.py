@@ -95,9 +95,7 @@ def test_momentum_update_equals_the_slow_formula(momentum):
         keep = min(momentum, (1 + n) / (10 + n))
         new = {**encoder.state_dict(prefix="encoder."), **head.state_dict(prefix="head.")}
         for name, value in new.items():
-            average[name] = (
-                keep * average[name] + (1 - keep) * value.double() if value.is_floating_point() else value
-            )
+            average[name] = keep * average[name] + (1 - keep) * value.double() if value.is_floating_point() else value
     state = teacher.state_dict()
     assert int(state.pop("updates")) == 12
     assert state.keys() == average.keys()

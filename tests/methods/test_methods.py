@@ -108,7 +108,9 @@ def test_forward_leaves_memory_and_teacher_alone(tiny_config, tiny_splits):
     method, loader = primed_gml(tiny_config(), tiny_splits)
     batch = loader.load(0, 0)
     method.update_memory(batch)
-    kept = {f"{part}.{k}": v.clone() for part in ("queue", "teacher") for k, v in getattr(method, part).state_dict().items()}
+    kept = {
+        f"{part}.{k}": v.clone() for part in ("queue", "teacher") for k, v in getattr(method, part).state_dict().items()
+    }
     sum(method(batch, 0.0).values()).backward()
     for name, value in kept.items():
         part, key = name.split(".", 1)

@@ -19,9 +19,7 @@ def gaussian_information(prior):
 
     def integrand(z):
         mixture = sum(p * density(z, m) for p, m in zip(prior, MEANS, strict=True))
-        return sum(
-            p * density(z, m) * math.log2(density(z, m) / mixture) for p, m in zip(prior, MEANS, strict=True)
-        )
+        return sum(p * density(z, m) * math.log2(density(z, m) / mixture) for p, m in zip(prior, MEANS, strict=True))
 
     return quad(integrand, -12, 12, epsabs=1e-10)[0]
 

@@ -46,9 +46,7 @@ def test_other_depths_are_refused(depth):
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5)])
-@pytest.mark.parametrize(
-    ("channels", "out_channels", "stride"), [(16, 32, 2), (4, 4, 2), (3, 6, 1), (5, 5, 1)]
-)
+@pytest.mark.parametrize(("channels", "out_channels", "stride"), [(16, 32, 2), (4, 4, 2), (3, 6, 1), (5, 5, 1)])
 def test_option_a_shortcut_equals_a_loop(height, width, channels, out_channels, stride):
     x = torch.randn(2, channels, height, width)
     rows, columns = -(-height // stride), -(-width // stride)

@@ -15,9 +15,7 @@ def make(logit_prior=None, head="cosine", channels=1, size=(8, 8), seed=0):
     torch.manual_seed(seed)
     spec = {"encoder": "small_net", "in_channels": channels, "head": head, "scale": 30.0}
     prior = torch.ones(3) if logit_prior is None else logit_prior
-    model = build_classifier(
-        spec, NAMES, COUNTS, prior, [0.4, 0.5, 0.6][:channels], [0.2, 0.3, 0.25][:channels], size
-    )
+    model = build_classifier(spec, NAMES, COUNTS, prior, [0.4, 0.5, 0.6][:channels], [0.2, 0.3, 0.25][:channels], size)
     # Running statistics other than 0 and 1, as after training.
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
@@ -31,9 +29,7 @@ def make(logit_prior=None, head="cosine", channels=1, size=(8, 8), seed=0):
 
 
 def raw_images(n=7, channels=1, size=(8, 8)):
-    return torch.randint(
-        0, 256, (n, channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
-    )
+    return torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -112,9 +108,7 @@ def test_class_without_training_images_counts_like_the_rarest_other_one():
     model = make(torch.tensor([0.8, 0.2, 0.0]))
     images = raw_images()
     logits = model.logits(images).double() - torch.tensor([0.8, 0.2, 0.2], dtype=torch.float64).log()
-    torch.testing.assert_close(
-        model.predict(images, prior="uniform").double(), logits.softmax(1), atol=1e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(model.predict(images, prior="uniform").double(), logits.softmax(1), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

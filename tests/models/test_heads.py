@@ -14,11 +14,7 @@ def slow_cosine_logits(features, weight, scale):
         row = []
         for w in weight.tolist():
             dot = math.fsum(a * b for a, b in zip(x, w, strict=True))
-            row.append(
-                scale
-                * dot
-                / (math.sqrt(math.fsum(a * a for a in x)) * math.sqrt(math.fsum(b * b for b in w)))
-            )
+            row.append(scale * dot / (math.sqrt(math.fsum(a * a for a in x)) * math.sqrt(math.fsum(b * b for b in w))))
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -32,9 +28,7 @@ def test_cosine_head_equals_a_float64_loop(batch, dim, classes, scale):
         head.weight.mul_(torch.rand(classes, 1) * 10 + 0.01)
     features = torch.randn(batch, dim) * 3
     logits = head(features)
-    torch.testing.assert_close(
-        logits.double(), slow_cosine_logits(features, head.weight, scale), atol=2e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(logits.double(), slow_cosine_logits(features, head.weight, scale), atol=2e-5, rtol=1e-5)
     wide = head(features.double())
     assert wide.dtype == torch.float64
     torch.testing.assert_close(wide, slow_cosine_logits(features, head.weight, scale), atol=1e-12, rtol=1e-12)

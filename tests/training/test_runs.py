@@ -95,9 +95,7 @@ def test_a_crash_at_any_write_resumes_to_the_same_bytes(finished, tmp_path, tiny
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
-def test_a_stop_at_any_step_saves_and_resumes_to_the_same_bytes(
-    step, finished, tmp_path, tiny_splits, monkeypatch
-):
+def test_a_stop_at_any_step_saves_and_resumes_to_the_same_bytes(step, finished, tmp_path, tiny_splits, monkeypatch):
     config, expected = finished
     path, taken, real = tmp_path / "stopped", 0, GML.forward
 

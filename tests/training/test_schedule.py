@@ -35,9 +35,7 @@ def test_cosine_against_its_formula():
     total, rising = 40 * 7, round(0.1 * 40 * 7)
     for step in range(total):
         expected = (
-            (step + 1) / rising
-            if step < rising
-            else (1 + math.cos(math.pi * (step - rising) / (total - rising))) / 2
+            (step + 1) / rising if step < rising else (1 + math.cos(math.pi * (step - rising) / (total - rising))) / 2
         )
         assert learning_rate_factor(step, 7, 40, schedule="cosine", warmup=0.1) == pytest.approx(expected, abs=1e-12)
 

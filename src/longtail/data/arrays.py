@@ -98,8 +98,7 @@ def check_splits(splits: DataSplits) -> None:
     largest = int(splits.test.labels.max())
     if largest >= len(names):
         raise UserError(
-            f"{splits.name}: the test set has label {largest}, but the training labels are "
-            f"0..{len(names) - 1}."
+            f"{splits.name}: the test set has label {largest}, but the training labels are 0..{len(names) - 1}."
         )
 
 
@@ -108,8 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     not_an_archive = UserError(
-        f"{path}: not an .npz archive, or cut off; write it again with "
-        "numpy.savez(path, train_images=..., ...)."
+        f"{path}: not an .npz archive, or cut off; write it again with numpy.savez(path, train_images=..., ...)."
     )
     if not zipfile.is_zipfile(path):
         raise not_an_archive
@@ -119,8 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
             missing = [name for name in REQUIRED_ARRAYS if name not in archive.files]
             if missing:
                 raise UserError(
-                    f"{path}: array {missing[0]!r} is missing; "
-                    f"found: {', '.join(archive.files) or 'nothing'}."
+                    f"{path}: array {missing[0]!r} is missing; found: {', '.join(archive.files) or 'nothing'}."
                 )
             for name in (*REQUIRED_ARRAYS, "class_names"):
                 if name in archive.files:
@@ -168,9 +165,7 @@ def _images(path: Path, name: str, array: Any) -> Tensor:
         array = array[..., None]
     if array.ndim != 4 or array.shape[3] not in (1, 3):
         shown = list(array.shape)
-        raise UserError(
-            f"{path}: {name!r} has shape {shown}, but images are [N, H, W], [N, H, W, 1] or [N, H, W, 3]."
-        )
+        raise UserError(f"{path}: {name!r} has shape {shown}, but images are [N, H, W], [N, H, W, 1] or [N, H, W, 3].")
     if array.size == 0:
         raise UserError(f"{path}: {name!r} is empty (shape {list(array.shape)}).")
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
@@ -186,17 +181,14 @@ def _labels(path: Path, name: str, array: Any) -> Tensor:
         raise UserError(f"{path}: {name!r} has shape {list(array.shape)}, but labels are [N] or [N, 1].")
     if array.dtype.kind not in "iu":
         raise UserError(
-            f"{path}: {name!r} is {array.dtype}, but labels are integers 0..C-1; convert with "
-            "labels.astype('int64')."
+            f"{path}: {name!r} is {array.dtype}, but labels are integers 0..C-1; convert with labels.astype('int64')."
         )
     if array.size == 0:
         raise UserError(f"{path}: {name!r} is empty (shape {list(array.shape)}).")
     if array.min() < 0:
         raise UserError(f"{path}: {name!r} holds the negative label {array.min()}; labels are 0..C-1.")
     if array.max() > np.iinfo(np.int32).max:
-        raise UserError(
-            f"{path}: {name!r} holds label {array.max()}, which is no class number; labels are 0..C-1."
-        )
+        raise UserError(f"{path}: {name!r} holds label {array.max()}, which is no class number; labels are 0..C-1.")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))
 
 
@@ -214,8 +206,7 @@ def _class_names(path: Path, arrays: dict[str, Any], train_labels: Tensor) -> tu
     array = arrays["class_names"]
     if array.ndim != 1 or array.dtype.kind not in "USiu":
         raise UserError(
-            f"{path}: 'class_names' is {array.dtype} with shape {list(array.shape)}, "
-            "but it must be a list of strings."
+            f"{path}: 'class_names' is {array.dtype} with shape {list(array.shape)}, but it must be a list of strings."
         )
     names = tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in array)
     for position, name in enumerate(names):

@@ -102,9 +102,7 @@ def long_tailed_indices(labels: Tensor, counts_per_class: Sequence[int], seed: i
     for label, count in enumerate(counts_per_class):
         positions = np.flatnonzero(labels_array == label).astype(np.int64)
         if len(positions) < count:
-            raise UserError(
-                f"class {label} has {len(positions)} images, fewer than the {count} it is to keep."
-            )
+            raise UserError(f"class {label} has {len(positions)} images, fewer than the {count} it is to keep.")
         shuffles.shuffle(positions)
         kept.append(positions[:count])
     return torch.from_numpy(np.concatenate(kept)) if kept else torch.empty(0, dtype=torch.int64)

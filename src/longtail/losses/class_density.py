@@ -41,9 +41,7 @@ def class_logmeanexp(logits: Tensor, offsets: Tensor, mask: Tensor | None = None
     return _densities(logits, offsets, mask, with_mean=False)[0]
 
 
-def class_logmeanexp_and_mean(
-    logits: Tensor, offsets: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def class_logmeanexp_and_mean(logits: Tensor, offsets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return ``class_logmeanexp`` and the mean logit of each class under the softmax within the class.
 
     The second, ``[B, C]`` and without gradient, is the derivative of the first by the log of a common scale
@@ -53,9 +51,7 @@ def class_logmeanexp_and_mean(
     return _densities(logits, offsets, mask, with_mean=True)
 
 
-def _densities(
-    logits: Tensor, offsets: Tensor, mask: Tensor | None, with_mean: bool
-) -> tuple[Tensor, Tensor]:
+def _densities(logits: Tensor, offsets: Tensor, mask: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor]:
     _check(logits, offsets, mask)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     densities, means = _ClassLogMeanExp.apply(wide, offsets, mask, with_mean)
@@ -79,9 +75,7 @@ def _check(logits: Tensor, offsets: Tensor, mask: Tensor | None) -> None:
     if offsets.device.type == "cpu":
         first, last = int(offsets[0]), int(offsets[-1])
         if first != 0 or last != keys or bool((offsets[1:] < offsets[:-1]).any()):
-            raise ValueError(
-                f"offsets must never fall and run from 0 to the {keys} keys, got {first} to {last}."
-            )
+            raise ValueError(f"offsets must never fall and run from 0 to the {keys} keys, got {first} to {last}.")
 
 
 class _ClassLogMeanExp(torch.autograd.Function):

@@ -132,9 +132,7 @@ class GMLLoss(nn.Module):
                 kept = logits if self.exclude_own_key else logits.detach()
                 one_class = columns.shape[1] * torch.arange(2, device=offsets.device)
                 target, slope = class_logmeanexp_and_mean(kept.gather(1, columns), one_class, keep)  # [B, 1]
-                others = (densities if self.exclude_own_key else densities.detach()).scatter(
-                    1, labels[:, None], target
-                )
+                others = (densities if self.exclude_own_key else densities.detach()).scatter(1, labels[:, None], target)
                 slopes = None if slopes is None else slopes.scatter(1, labels[:, None], slope)
 
             loss, self.counted = self._cross_entropy(others if self.exclude_own_key else densities, labels)
@@ -198,9 +196,7 @@ class GMLLoss(nn.Module):
             )
         check_labels(labels, queries.shape[0], classes)
         if offsets.shape != (classes + 1,):
-            raise ValueError(
-                f"offsets must be [{classes + 1}] for {classes} classes, got {list(offsets.shape)}."
-            )
+            raise ValueError(f"offsets must be [{classes + 1}] for {classes} classes, got {list(offsets.shape)}.")
         if (query_ids is None) != (key_ids is None):
             raise ValueError("query_ids and key_ids must be given together.")
         if query_ids is None and self.exclude_own_key:

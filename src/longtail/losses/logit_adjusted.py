@@ -45,17 +45,13 @@ class LogitAdjustedCrossEntropy(nn.Module):
         """Return the scalar loss of ``logits [B, C]`` and ``labels [B]`` (int64), in float32 at least."""
         classes = self.class_counts.shape[0]
         if logits.ndim != 2 or logits.shape[1] != classes:
-            raise ValueError(
-                f"logits must be [B, {classes}] as the class counts say, got {list(logits.shape)}."
-            )
+            raise ValueError(f"logits must be [B, {classes}] as the class counts say, got {list(logits.shape)}.")
         check_labels(labels, logits.shape[0], classes)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.prior_strength == 0:
             return F.cross_entropy(logits, labels)
         if labels.device.type == "cpu" and bool((self.class_counts[labels] == 0).any()):
-            raise ValueError(
-                "a label names a class whose count is 0; give it a count or set prior_strength=0."
-            )
+            raise ValueError("a label names a class whose count is 0; give it a count or set prior_strength=0.")
         prior = weighted_log_prior(self.class_counts, self.prior_strength, logits.dtype)
         return F.cross_entropy(logits + prior, labels)
 
@@ -83,9 +79,7 @@ def check_labels(labels: Tensor, batch: int, classes: int) -> None:
     if labels.shape != (batch,) or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 [{batch}], got {labels.dtype} {list(labels.shape)}.")
     if labels.device.type == "cpu" and batch and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}."
-        )
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}.")
 
 
 def weighted_log_prior(class_counts: Tensor, prior_strength: float, dtype: torch.dtype) -> Tensor:

@@ -35,13 +35,9 @@ def queue_lengths(class_counts: Tensor | Sequence[int], capacity: int, min_per_c
     counts = [int(count) for count in torch.as_tensor(class_counts).tolist()]
     total, classes = sum(counts), len(counts)
     if total == 0 or min(counts) < 0:
-        raise UserError(
-            "class_counts must be non-negative with at least one image in all; check the training labels."
-        )
+        raise UserError("class_counts must be non-negative with at least one image in all; check the training labels.")
     if min_per_class < 1:
-        raise UserError(
-            f"min_per_class is {min_per_class}, but every class needs at least 1 slot in the queue."
-        )
+        raise UserError(f"min_per_class is {min_per_class}, but every class needs at least 1 slot in the queue.")
     spare = capacity - classes * min_per_class
     if spare < 0:
         raise UserError(
@@ -102,9 +98,7 @@ class ClassQueue(nn.Module):
     filled: Tensor
     pointers: Tensor
 
-    def __init__(
-        self, class_counts: Tensor | Sequence[int], capacity: int, dim: int, min_per_class: int = 1
-    ) -> None:
+    def __init__(self, class_counts: Tensor | Sequence[int], capacity: int, dim: int, min_per_class: int = 1) -> None:
         super().__init__()
         lengths = queue_lengths(class_counts, capacity, min_per_class)
         self.num_classes, self.capacity, self.dim = len(lengths), capacity, dim
@@ -145,9 +139,7 @@ class ClassQueue(nn.Module):
         return indices, torch.where(images > 0, position // turns, 0)
 
     @torch.no_grad()
-    def prime(
-        self, labels: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int = 256
-    ) -> None:
+    def prime(self, labels: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int = 256) -> None:
         """Fill every slot from the training images, replacing all content; ids become the images' positions.
 
         Args:

@@ -98,9 +98,7 @@ def macro_f1(predictions: Tensor, labels: Tensor, num_classes: int) -> float:
     predicted but has no test image counts as 0. This is scikit-learn's `f1_score(average="macro")`.
     """
     correct, total = class_hits(predictions, labels, num_classes)
-    predicted = torch.bincount(
-        checked_indices(predictions, num_classes, "predictions"), minlength=num_classes
-    )
+    predicted = torch.bincount(checked_indices(predictions, num_classes, "predictions"), minlength=num_classes)
     present = (total + predicted) > 0
     f1 = 2 * correct[present].double() / (total + predicted)[present].double()
     return exact_mean(f1)

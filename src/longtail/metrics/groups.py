@@ -36,9 +36,7 @@ def group_index(class_counts: Tensor, edges: tuple[int, int] = GROUP_EDGES) -> T
     """
     many_above, few_below = edges
     if few_below > many_above:
-        raise ValueError(
-            f"group edges must be (many above, few below) with the larger first, got {tuple(edges)}."
-        )
+        raise ValueError(f"group edges must be (many above, few below) with the larger first, got {tuple(edges)}.")
     counts = checked_class_vector(class_counts, class_counts.numel(), "class_counts")
     return 1 - (counts > many_above).long() + (counts < few_below).long()
 

@@ -30,9 +30,7 @@ def checked_indices(indices: Tensor, num_classes: int, what: str = "labels") -> 
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
-        raise ValueError(
-            f"{what} hold {wrong}, but with {num_classes} classes they lie in 0..{num_classes - 1}."
-        )
+        raise ValueError(f"{what} hold {wrong}, but with {num_classes} classes they lie in 0..{num_classes - 1}.")
     return indices
 
 

@@ -99,8 +99,8 @@ def bootstrap_intervals(
         seed: of this function's own generator; the same seed gives the same intervals.
 
     Returns:
-        {"top1", "balanced_accuracy", "many", "medium", "few"}, each (low, high), or None where no class of
-        the figure has two test images: nothing can be resampled there.
+        {"top1", "balanced_accuracy", "many", "medium", "few"}, each (low, high), or None where every class
+        of the figure is all right or all wrong (so also with one test image): nothing can be resampled there.
     """
     _check_level(level)
     if resamples < 1:
@@ -126,7 +126,8 @@ def bootstrap_intervals(
             drawn_recall[position] += (draws / n)[:, of_group == position].sum(axis=1)
 
     def interval(samples: np.ndarray, members: np.ndarray) -> tuple[float, float] | None:
-        if not (images[members] > 1).any():
+        # All right or all wrong has no spread to resample, which is not certainty: [1, 1] would claim it.
+        if not ((hits > 0) & (hits < images))[members].any():
             return None
         low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)

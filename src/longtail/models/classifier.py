@@ -62,9 +62,7 @@ class Classifier(nn.Module):
         super().__init__()
         names = tuple(class_names)
         if class_counts.shape != (len(names),):
-            raise ValueError(
-                f"class_counts must hold {len(names)} counts, its shape is {list(class_counts.shape)}."
-            )
+            raise ValueError(f"class_counts must hold {len(names)} counts, its shape is {list(class_counts.shape)}.")
         if not len(mean) == len(std) == spec["in_channels"]:
             raise ValueError(f"mean and std must hold one value for each of {spec['in_channels']} channels.")
         if min(std) <= 0:
@@ -119,11 +117,7 @@ class Classifier(nn.Module):
         self._check_shape(images)
         with _evaluating(self), torch.inference_mode():
             batches = [
-                self(
-                    self.preprocess(images[start : start + batch_size].to(self.mean.device)).to(
-                        self.mean.dtype
-                    )
-                )
+                self(self.preprocess(images[start : start + batch_size].to(self.mean.device)).to(self.mean.dtype))
                 for start in range(0, max(len(images), 1), batch_size)
             ]
             logits = torch.cat(batches).to(images.device)
@@ -234,9 +228,7 @@ def _as_prior(values: Tensor | Sequence[float], num_classes: int, what: str) -> 
     """Return ``values`` as float64 ``[C]`` on the CPU with sum 1; ``what`` names them in the UserError."""
     prior = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if prior.shape != (num_classes,):
-        raise UserError(
-            f"{what} has shape {list(prior.shape)}; give one weight for each of {num_classes} classes."
-        )
+        raise UserError(f"{what} has shape {list(prior.shape)}; give one weight for each of {num_classes} classes.")
     if not bool(torch.isfinite(prior).all()) or bool((prior < 0).any()):
         raise UserError(f"{what} has weights that are negative or not finite; give weights of 0 or more.")
     if not bool(prior.sum() > 0):
@@ -250,9 +242,7 @@ def _check_range(images: Tensor) -> None:
         return
     low, high = (float(value) for value in torch.aminmax(images))
     if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):
-        raise UserError(
-            f"floating point images must lie in 0..1, not {low:g}..{high:g}; divide by 255 or give uint8."
-        )
+        raise UserError(f"floating point images must lie in 0..1, not {low:g}..{high:g}; divide by 255 or give uint8.")
 
 
 def _check_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: str) -> None:
@@ -268,9 +258,7 @@ def _check_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], p
     wrong = [f"{name} (file: {has}; expected: {wants})" for name, has, wants in pairs if has != wants]
     if wrong:
         shown = ", ".join(wrong[:3])
-        raise UserError(
-            f"{path} does not fit its description in {len(wrong)} tensors, first {shown}; save it again."
-        )
+        raise UserError(f"{path} does not fit its description in {len(wrong)} tensors, first {shown}; save it again.")
 
 
 @contextmanager

@@ -54,7 +54,5 @@ def feature_dim(encoder: nn.Module) -> int:
     """
     dim = getattr(encoder, "feature_dim", None)
     if not isinstance(dim, int):
-        raise ValueError(
-            f"{type(encoder).__name__} has no integer feature_dim, which every encoder must state."
-        )
+        raise ValueError(f"{type(encoder).__name__} has no integer feature_dim, which every encoder must state.")
     return dim
