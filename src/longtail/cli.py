@@ -154,10 +154,10 @@ def split_words(
                 raise UserError(f"--{name} takes no value.")
             found.add(name)
             continue
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(f"--{name} needs a value.")
+        if not equals and rest and not rest[0].startswith("--"):
             value = rest.pop(0)
+        if not value:
+            raise UserError(f"--{name} needs a value.")
         pairs[name] = value
     return places, found, pairs
 

@@ -97,7 +97,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(recipe_text(name))
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {name} is not YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"recipe {name} is not YAML: {where}{getattr(error, 'problem', error)}.") from None
     if not isinstance(values, dict):
         raise UserError(f"recipe {name} must be a mapping of options.")
     return parse_values(values, f"recipe {name}")

@@ -8,7 +8,7 @@ from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtrit
 from torch import Tensor
 
 from .groups import GROUP_EDGES, GROUPS, group_index

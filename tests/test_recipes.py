@@ -1,0 +1,157 @@
+"""Recipes that come with the package: they parse, name what exists, and hold the published settings."""
+
+import pytest
+import yaml
+
+from longtail.cli import main
+from longtail.config import get_option
+from longtail.data.sources import source_names
+from longtail.data.views import build_view
+from longtail.errors import UserError
+from longtail.methods import METHODS
+from longtail.models import encoder_names
+from longtail.options import make_config, read_recipe, recipe_files, recipe_text
+from longtail.training.schedule import learning_rate_factor
+
+RECIPES = sorted(recipe_files())
+
+# Suh & Seo, ICML 2023, section 4, Table 3 and the authors' release.
+PUBLISHED = {
+    "data": "cifar100-lt",
+    "method": "gml",
+    "backbone": "cifar_resnet32",
+    "batch_size": 128,
+    "precision": "float32",
+    "views.classifier": "cifar",
+    "views.query": "cifar",
+    "views.key": "cifar",
+    "teacher.kind": "frozen",
+    "teacher.run": None,
+    "teacher.backbone": "cifar_resnet56",
+    "teacher.epochs": 200,
+    "queue.capacity": 4096,
+    "queue.min_per_class": 2,
+    "queue.projection_dim": 32,
+    "loss.temperature": 0.1,
+    "loss.learn_temperature": True,
+    "loss.prior_strength": 1.0,
+    "loss.exclude_own_key": False,
+    "loss.classifier_weight": 1.0,
+    "loss.contrast_weight": 1.0,
+    "loss.distillation_weight": 1.0,
+    "loss.distillation_temperature": 4.0,
+    "loss.scale": 30.0,
+    "optimiser.name": "sgd",
+    "optimiser.lr": 0.1,
+    "optimiser.momentum": 0.9,
+    "optimiser.weight_decay": 5e-4,
+    "optimiser.clip_norm": None,
+    "optimiser.ema": None,
+}
+# (imbalance, epochs) -> published top-1 in per cent
+CIFAR_ROWS = {(100, 200): 53.0, (50, 200): 57.6, (10, 200): 65.7, (100, 400): 54.0, (50, 400): 58.1, (10, 400): 67.0}
+
+
+def cifar_name(imbalance, epochs):
+    return f"cifar100-lt-imbalance{imbalance}-{epochs}epochs"
+
+
+def test_every_published_row_and_the_demo_have_a_recipe():
+    assert sorted(["demo", *(cifar_name(*row) for row in CIFAR_ROWS)]) == RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_names_what_exists(name):
+    config = make_config(read_recipe(name))
+    assert config.data in source_names()
+    assert config.method in METHODS
+    for backbone in (config.backbone, config.teacher.backbone):
+        assert backbone is None or backbone in encoder_names()
+    for view in (config.views.classifier, config.views.query, config.views.key):
+        if view is not None:
+            build_view(view, (0.5,), (0.5,))  # UserError for an unknown one
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_starts_with_a_comment_that_says_what_it_is(name):
+    first = recipe_text(name).splitlines()[0]
+    assert first.startswith("# ")
+    assert 20 < len(first) <= 120
+
+
+@pytest.mark.parametrize("row", CIFAR_ROWS, ids=str)
+def test_cifar_recipes_hold_the_published_settings(row):
+    imbalance, epochs = row
+    config = make_config(read_recipe(cifar_name(*row)))
+    expected = {**PUBLISHED, "imbalance": imbalance, "epochs": epochs}
+    assert {key: get_option(config, key) for key in expected} == expected
+    assert config.source.profile == "exponential"
+
+
+@pytest.mark.parametrize("row", CIFAR_ROWS, ids=str)
+def test_cifar_recipes_tell_their_published_figure_in_the_list(row):
+    imbalance, epochs = row
+    first = recipe_text(cifar_name(*row)).splitlines()[0]
+    assert f"imbalance {imbalance}:" in first
+    assert f"{epochs} epochs" in first
+    assert first.endswith(f"published top-1 {CIFAR_ROWS[row]} %")
+
+
+@pytest.mark.parametrize(("epochs", "stretch"), [(200, 1), (400, 2)])
+@pytest.mark.parametrize("imbalance", [10, 50, 100])
+def test_cifar_schedule_epoch_by_epoch(imbalance, epochs, stretch):
+    """5 epochs of linear warm-up, then 1, x0.1 after epoch 160 and again after 180; 400 epochs: stretched by two."""
+    options = make_config(read_recipe(cifar_name(imbalance, epochs))).optimiser
+    steps = 84  # 10,847 images in batches of 128, the last incomplete one dropped
+
+    def factor(step, total=epochs):
+        return learning_rate_factor(
+            step,
+            steps,
+            total,
+            schedule=options.schedule,
+            warmup=options.warmup,
+            milestones=options.milestones,
+            decay=options.decay,
+        )
+
+    warm = 5 * stretch * steps
+    assert [factor(step) for step in range(warm)] == pytest.approx([(step + 1) / warm for step in range(warm)])
+    for epoch in range(5 * stretch, epochs):
+        expected = 1.0 if epoch < 160 * stretch else 0.1 if epoch < 180 * stretch else 0.01
+        assert factor(epoch * steps) == pytest.approx(expected)
+        assert factor(epoch * steps + steps - 1) == pytest.approx(expected)
+    # The teacher of the 400-epoch recipes is the 200-epoch one.
+    assert [factor(epoch * steps, 200) for epoch in (159, 160, 179, 180)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_demo_leaves_everything_to_the_data():
+    assert read_recipe("demo") == {"data": "digits-lt", "method": "gml", "out": "runs/demo"}
+
+
+def test_list_of_recipes(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in RECIPES:
+        line = next(line for line in lines if line.split()[:1] == [name])
+        assert recipe_text(name).splitlines()[0].removeprefix("# ") in line
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_showing_a_recipe_prints_the_file(name, capsys):
+    assert main(["recipes", name]) == 0
+    shown = capsys.readouterr().out
+    assert shown.rstrip() == recipe_files()[name].read_text(encoding="utf-8").rstrip()
+    assert yaml.safe_load(shown)["method"] == "gml"
+
+
+def test_showing_a_file_of_the_user(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("# mine\nepochs: 3\n")
+    assert main(["recipes", str(file)]) == 0
+    assert capsys.readouterr().out == "# mine\nepochs: 3\n"
+
+
+def test_unknown_recipe_names_near_ones():
+    with pytest.raises(UserError, match="unknown recipe 'demmo'; did you mean 'demo'"):
+        read_recipe("demmo")
