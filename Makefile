@@ -36,6 +36,7 @@ check: $(READY) ## slow checks: long runs, every command of the README
 bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/loss.py
 	@$(BIN)/python benchmarks/augment.py
+	@$(BIN)/python benchmarks/precision.py
 	@$(BIN)/python benchmarks/digits.py
 
 clean: ## remove .venv and everything built

@@ -67,6 +67,8 @@ def _train(words: list[str]) -> int:
     places, flags, pairs = split_words(words, flags=own[1:], check=lambda name: check_name(name, own))
     if len(places) > 1:
         raise UserError(f"one DATA at a time, got {' and '.join(places)}; usage: {_USAGE['train']}")
+    if {"resume", "overwrite"} <= flags:
+        raise UserError("--resume and --overwrite exclude each other.")
     recipe = pairs.pop("recipe", None)
     given = parse_words([f"--{name}={value}" for name, value in pairs.items()])
     from longtail import api
@@ -191,7 +193,7 @@ def _train_help() -> str:
     for item in dataclasses.fields(config):
         group = getattr(config, item.name)
         if dataclasses.is_dataclass(group):
-            title = (inspect.getdoc(group) or "").splitlines()[0]
+            title = (inspect.getdoc(group) or "").splitlines()[0].replace("``", "")
             lines += ["", title]
             _describe_group(group, f"{item.name}.", lines)
     return "\n".join(lines)
@@ -203,4 +205,5 @@ def _describe_group(group: object, prefix: str, lines: list[str]) -> None:
         if hasattr(group, name) and not dataclasses.is_dataclass(getattr(group, name)):
             value = getattr(group, name)
             default = "" if value is None or value == "" else f" (default {value})"
-            lines.append(f"  --{prefix + name:<31} {' '.join(meaning.split())}{default}")
+            label = "DATA" if name == "data" else f"--{prefix}{name}"
+            lines.append(f"  {label:<33} {' '.join(meaning.split()).replace('``', '')}{default}")

@@ -21,7 +21,9 @@ def splits_of(counts, side, channels=3, views="cifar"):
 
 
 def test_cifar100_lt_gets_the_published_settings():
-    config, notes = resolve(make_config({"data": "x", "device": "cpu"}), splits_of(exponential_profile(500, 100, 100), 32))
+    config, notes = resolve(
+        make_config({"data": "x", "device": "cpu"}), splits_of(exponential_profile(500, 100, 100), 32)
+    )
     published = {
         "backbone": "cifar_resnet32",
         "teacher.backbone": "cifar_resnet56",

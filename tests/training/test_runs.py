@@ -206,6 +206,29 @@ def test_a_rate_far_too_high_ends_in_a_sentence_not_in_nan(tmp_path, tiny_config
             assert bool(torch.isfinite(value.float()).all()), name
 
 
+def test_bfloat16_trains_and_resumes_alike(tmp_path, tiny_config, tiny_splits, monkeypatch):
+    config, real, seen = tiny_config(precision="bfloat16"), GML.forward, []
+    run(tmp_path / "whole", config, tiny_splits)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["steps_taken"] for line in lines] == [4, 4, 4, 4]
+
+    def forward(self, batch, progress):
+        hook = self.encoder.register_forward_hook(lambda module, inputs, features: seen.append(features.dtype))
+        losses = real(self, batch, progress)
+        hook.remove()
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+
+    monkeypatch.setattr(GML, "forward", forward)
+    with pytest.raises(Interrupted) as stop:
+        run(tmp_path / "stopped", config, tiny_splits)
+    assert stop.value.exit_code == 143
+    run(tmp_path / "stopped", config, tiny_splits, resume=True)
+    assert set(seen) == {torch.bfloat16}
+    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+
+
 def test_changed_data_is_noticed(finished, tmp_path, tiny_splits):
     from dataclasses import replace
 

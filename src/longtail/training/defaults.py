@@ -59,7 +59,8 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     device = pick_device(config.device)
     chosen["device"] = str(device)
     if config.precision == "auto":
-        # Measured (benchmarks/README.md): at these sizes bfloat16 does not pay, on the CPU it costs time.
+        # bfloat16 is faster where the processor has it (benchmarks/precision.py), but asked for, not assumed: what
+        # "auto" gives must not differ from one machine to the next.
         chosen["precision"] = "float32"
     return replace_options(config, chosen), notes
 
