@@ -482,6 +482,19 @@ def test_teacher_with_a_linear_head_serves_without_distillation(desk, made):
     desk.run(*words, "--loss.distillation_weight", "0")
 
 
+def test_run_with_a_ready_teacher_goes_on_without_it(desk, made):
+    shutil.copytree(made / "ready", desk.folder / "ready")
+    words = ["train", made / "bars.npz", "--teacher.run", "ready", "--out", "out", *SHORT]
+    desk.run(*words)
+    shutil.rmtree(desk.folder / "ready")  # it was copied into the run
+    desk.run(*words, "--resume")
+
+
+def test_teacher_cannot_be_both_ready_and_momentum(desk, made):
+    words = ["train", made / "bars.npz", "--teacher.run", made / "ready", "--out", "out", *SHORT]
+    desk.refuse(*words, "--teacher.kind", "momentum", naming=["--teacher.run", "--teacher.kind momentum"])
+
+
 def test_damaged_teacher(desk, made):
     shutil.copytree(made / "ready", desk.folder / "ready")
     flip(desk.folder / "ready" / "model.safetensors")

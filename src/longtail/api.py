@@ -72,12 +72,14 @@ def train(
     if data is not None:
         given["data"] = data
     say = ProgressReporter(quiet)
-    if resume and given.get("out") and (Path(given["out"]) / "config.yaml").exists():
-        config = _saved_config(Path(given["out"]), given)
-    elif not given.get("data"):
+    if not given.get("data") and not (resume and given.get("out")):
         raise UserError("no data given: name a data set (such as digits-lt) or a path.")
-    else:
-        config = make_config(given)
+    config = make_config(given)
+    out = Path(config.out or default_folder(config))
+    if resume and (out / "config.yaml").exists():
+        config = _saved_config(out, given)
+    elif not config.data:
+        raise UserError(f"{out} holds no run to resume; name the data to start one.")
     get_method(config.method)
     splits = load_data(config.data, imbalance=config.imbalance, profile=config.source.profile, root=config.source.root)
     config, notes = resolve(config, splits)
@@ -90,9 +92,8 @@ def train(
         f"{len(splits.test)} test images"
     )
     say.say(f"{config.method}, chosen from the data: {describe(config, set(given))}")
-    if config.out is None:
-        config = replace_options(config, {"out": default_folder(config)})
-    folder = RunFolder(Path(str(config.out)), resume=resume, overwrite=overwrite)
+    config = replace_options(config, {"out": str(out)})
+    folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
         if not folder.holds_run:
             folder.write_config(config)
