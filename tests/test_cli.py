@@ -566,3 +566,11 @@ def test_recipe_gives_way_to_the_command_line(desk, made):
 def test_recipe_with_an_unknown_key_names_it(desk):
     Path("mine.yaml").write_text("data: digits-lt\nloss:\n  temprature: 0.1\n")
     desk.refuse("train", "--recipe", "mine.yaml", naming=["mine.yaml", "--loss.temprature", "--loss.temperature"])
+
+
+def test_out_of_memory_is_a_sentence(desk, made, capsys):
+    words = ["train", made / "bars.npz", "--queue.capacity", "1000000000000", "--out", "out", *SHORT]
+    assert main([str(word) for word in words]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("longtail: out of memory; try a smaller --batch_size, --queue.capacity")
+    assert err.count("\n") == 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtail.config import TrainConfig, replace_options
+from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import load_data
 from longtail.errors import UserError
 from longtail.methods import get_method
@@ -18,6 +18,8 @@ from longtail.training.evaluation import evaluate_classifier, write_evaluation
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, check_same_options, read_config
 from longtail.training.stages import run_stages
+
+_CHOOSE_DATA = ("data", "method", "imbalance", "source.profile", "source.root")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Result:
 
 
 def train(
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     recipe: str | None = None,
     resume: bool = False,
@@ -70,7 +72,7 @@ def train(
     given = read_recipe(recipe) if recipe else {}
     given |= parse_values(options, "train")
     if data is not None:
-        given["data"] = data
+        given["data"] = str(data)
     say = ProgressReporter(quiet)
     if not given.get("data") and not (resume and given.get("out")):
         raise UserError("no data given: name a data set (such as digits-lt) or a path.")
@@ -83,6 +85,12 @@ def train(
     get_method(config.method)
     splits = load_data(config.data, imbalance=config.imbalance, profile=config.source.profile, root=config.source.root)
     config, notes = resolve(config, splits)
+    if resume and (out / "config.yaml").exists():
+        # Compared as resolved: a batch larger than the data, say, is the same smaller one again.
+        asked, _ = resolve(replace_options(config, given), splits)
+        check_same_options(config, {key: get_option(asked, key) for key in given}, out)
+    else:
+        get_method(config.method).check(config, splits.train)
     for note in notes:
         say.say(note)
     counts = splits.train.class_counts
@@ -107,7 +115,7 @@ def train(
     return result
 
 
-def evaluate(run: str | Path, data: str | None = None, *, device: str = "auto", quiet: bool = False) -> Result:
+def evaluate(run: str | Path, data: str | Path | None = None, *, device: str = "auto", quiet: bool = False) -> Result:
     """Evaluate a finished run again.
 
     Args:
@@ -125,7 +133,7 @@ def evaluate(run: str | Path, data: str | None = None, *, device: str = "auto", 
     classifier = Classifier.load(path)
     source = config.source
     splits = (
-        load_data(data)
+        load_data(str(data))
         if data is not None
         else load_data(config.data, imbalance=config.imbalance, profile=source.profile, root=source.root)
     )
@@ -171,7 +179,7 @@ def summary(evaluation: dict[str, Any]) -> str:
 
 def _saved_config(out: Path, given: dict[str, Any]) -> TrainConfig:
     saved = make_config(parse_values(read_config(out), f"{out / 'config.yaml'}"))
-    check_same_options(saved, given, out)
+    check_same_options(saved, {key: value for key, value in given.items() if key in _CHOOSE_DATA}, out)
     moved: dict[str, Any] = {key: given[key] for key in ("out", "device") if key in given}
     moved |= {key: value for key, value in given.items() if key.startswith("checkpoint.")}
     return replace_options(saved, moved)

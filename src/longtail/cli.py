@@ -42,6 +42,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("longtail: stopped.", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            "longtail: out of memory; try a smaller --batch_size, --queue.capacity or encoder. What was saved is kept.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _run(words: list[str]) -> int:
@@ -162,6 +170,15 @@ def split_words(
             raise UserError(f"--{name} needs a value.")
         pairs[name] = value
     return places, found, pairs
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether ``error`` is torch's or Python's way to say so (torch is not imported here: see the module's head)."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _help() -> str:

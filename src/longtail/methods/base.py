@@ -118,6 +118,10 @@ class Method(nn.Module):
         """Return the method for ``context``."""
         raise TypeError(f"{cls.__name__} does not say how it is built")
 
+    @classmethod
+    def check(cls, config: TrainConfig, train: ImageSet) -> None:
+        """Raise :class:`UserError` for resolved options that this method cannot train with. Default: all fit."""
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's parameter groups; a group may set its own ``weight_decay``."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from longtail.config import TrainConfig
+from longtail.data import ImageSet
 from longtail.data.loading import Batch
 from longtail.errors import UserError
 from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
 from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher
+from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
 from longtail.methods.logit_adjustment import make_head
 from longtail.models import Classifier, CosineHead, ProjectionHead
@@ -65,22 +67,7 @@ class GML(Method):
             return MomentumTeacher(self.encoder, self.head, self.context.config.teacher.momentum)
         if previous is None:
             raise ValueError("a frozen teacher needs the classifier of an earlier stage")
-        if previous.class_names != self.context.train.class_names:
-            raise UserError("the teacher's classes are not those of the training data; train it on the same classes.")
-        if (previous.spec["in_channels"], previous.image_size) != (
-            self.context.train.channels,
-            self.context.train.image_size,
-        ):
-            raise UserError(
-                f"the teacher was trained on {previous.spec['in_channels']}-channel images of "
-                f"{previous.image_size}, the data has {self.context.train.channels} channels and "
-                f"{self.context.train.image_size}; train it on the same data."
-            )
-        if self.options.distillation_weight and not isinstance(previous.head, CosineHead):
-            raise UserError(
-                "distillation compares cosine logits, but the teacher has a linear head; use a teacher trained with "
-                "logit_adjustment, or --loss.distillation_weight 0."
-            )
+        check_teacher(previous, self.context.config, self.context.train)
         return FrozenTeacher(previous.encoder, previous.head)
 
     @classmethod
@@ -96,6 +83,16 @@ class GML(Method):
     def build(cls, context: MethodContext) -> Self:
         """Build the student stage."""
         return cls(context)
+
+    @classmethod
+    def check(cls, config: TrainConfig, train: ImageSet) -> None:
+        """The queue must hold every class, and a ready teacher must know the same classes and images."""
+        queue_lengths(train.class_counts, int(config.queue.capacity or 0), int(config.queue.min_per_class or 0))
+        if config.teacher.run is None:
+            return
+        if config.teacher.kind != "frozen":
+            raise UserError("--teacher.run gives a frozen teacher; leave out --teacher.kind momentum or --teacher.run.")
+        check_teacher(Classifier.load(config.teacher.run), config, train)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weight decay on everything but the temperature, which it would pull towards 1."""
@@ -153,3 +150,20 @@ class GML(Method):
     def classifier(self) -> Classifier:
         """Student encoder and cosine head; projections, queue and teacher stay behind."""
         return self.context.build_classifier(self.encoder, self.head, self.options.prior_strength)
+
+
+def check_teacher(teacher: Classifier, config: TrainConfig, train: ImageSet) -> None:
+    """Raise :class:`UserError` unless ``teacher`` knows the classes and images of ``train``."""
+    if teacher.class_names != train.class_names:
+        raise UserError("the teacher's classes are not those of the training data; train it on the same classes.")
+    had, has = (teacher.spec["in_channels"], teacher.image_size), (train.channels, train.image_size)
+    if had != has:
+        raise UserError(
+            f"the teacher was trained on {had[0]}-channel images of {had[1]}, the data has {has[0]} channels and "
+            f"{has[1]}; train it on the same data."
+        )
+    if config.loss.distillation_weight and not isinstance(teacher.head, CosineHead):
+        raise UserError(
+            "distillation compares cosine logits, but the teacher has a linear head; use a teacher trained with "
+            "logit_adjustment, or --loss.distillation_weight 0."
+        )

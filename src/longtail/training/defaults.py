@@ -13,6 +13,7 @@ import torch
 
 from longtail.config import TrainConfig, flatten, get_option, replace_options
 from longtail.data import DataSplits
+from longtail.data.views import build_view
 from longtail.errors import UserError
 from longtail.models import build_encoder, feature_dim
 
@@ -38,7 +39,9 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
 
     backbone = choose("backbone", "small_net" if tiny else "cifar_resnet32")
     # The teacher of a CIFAR ResNet-32 is a ResNet-56, as published; other encoders teach their own kind.
-    choose("teacher.backbone", "cifar_resnet56" if backbone == "cifar_resnet32" else backbone)
+    teacher = choose("teacher.backbone", "cifar_resnet56" if backbone == "cifar_resnet32" else backbone)
+    with torch.device("meta"):
+        build_encoder(teacher, data.train.channels)  # refuses an unknown one
     epochs = choose("epochs", 60 if tiny else 200)
     choose("teacher.epochs", epochs)
     batch = choose("batch_size", 32 if tiny else 128)
@@ -48,7 +51,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     elif batch < 2:
         raise UserError("--batch_size must be 2 or more: batch normalisation needs more than one image.")
     for view in ("classifier", "query", "key"):
-        choose(f"views.{view}", data.views)
+        build_view(choose(f"views.{view}", data.views), data.mean, data.std)  # refuses an unknown one
     adamw = config.optimiser.name == "adamw"
     choose("optimiser.lr", 1e-3 if adamw else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
@@ -86,7 +89,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu") if found is None else found
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # "meta" holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"--device {name} is not to be had here ({reason}).") from None
@@ -98,5 +101,7 @@ def describe(config: TrainConfig, given: set[str]) -> str:
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
     keys = "backbone epochs batch_size device precision optimiser.lr optimiser.schedule".split()
     if config.method == "gml":
-        keys += "teacher.backbone teacher.epochs queue.capacity queue.min_per_class loss.temperature".split()
+        trains_teacher = config.teacher.kind == "frozen" and config.teacher.run is None
+        keys += ["teacher.backbone", "teacher.epochs"] if trains_teacher else []
+        keys += ["queue.capacity", "queue.min_per_class", "loss.temperature"]
     return ", ".join(f"{key} {shown[key]}" for key in keys if key in shown)

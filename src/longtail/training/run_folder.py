@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -86,6 +87,11 @@ class RunFolder:
     def write_config(self, config: TrainConfig) -> None:
         """Write the resolved options."""
         write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
+
+    def config_digest(self) -> str:
+        """Return the SHA-256 of ``config.yaml``, which is written once: a state belongs to these options."""
+        path = self.path / "config.yaml"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
         """Add wall-clock seconds to a stage's account, beside what it ran on (not part of what is reproduced)."""

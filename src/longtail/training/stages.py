@@ -44,8 +44,17 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
     device = torch.device(config.device)
     stages = plan_stages(config)
     checkpoints = CheckpointFolder(folder.path / "resume")
-    identity = {"train": fingerprint(data.train), "stages": [stage.name for stage in stages]}
+    identity = {
+        "train": fingerprint(data.train),
+        "stages": [stage.name for stage in stages],
+        "config": folder.config_digest(),
+    }
     restored = checkpoints.load()
+    if restored is not None and restored[1].get("identity", {}).get("config") != identity["config"]:
+        raise UserError(
+            f"{folder.path / 'config.yaml'} is not what the run was started with; restore it, or start anew with "
+            "--overwrite."
+        )
     if restored is not None and restored[1].get("identity") != identity:
         raise UserError(
             f"the training data is not what the run in {folder.path} was started with; restore it, or start anew with "
