@@ -5,13 +5,14 @@
 
 The data is the same for every seed (329 training images, 40 test images a class); the seed changes initial weights,
 order and augmentation. Options are the defaults, the last epoch is reported, nothing is chosen on the test set.
-Finished runs are kept in --runs and not trained again. Figures are per cent: mean over seeds with the 95 % Student
-interval of that mean, and paired differences between methods on the same seeds.
+Finished runs of the same code are kept in --runs and not trained again. Figures are per cent: mean over seeds with the
+95 % Student interval of that mean, and paired differences between methods on the same seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,15 @@ from pathlib import Path
 
 METHODS = ("cross_entropy", "logit_adjustment", "gml")
 FIGURES = ("balanced_accuracy", "many", "medium", "few", "worst_class", "ece", "mutual_information_bits")
+
+
+def code_version() -> str:
+    """Return a hash of the package's source: runs of other code are not read."""
+    source = Path(__file__).parent.parent / "src" / "longtail"
+    digest = hashlib.sha256()
+    for file in sorted(source.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def cell(method: str, seed: int, epochs: int | None, runs: Path) -> dict[str, float]:
@@ -54,6 +64,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-digits"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "digits.json")
     options = parser.parse_args()
+    options.runs = options.runs / code_version()
     cells = [(method, seed) for seed in range(options.seeds) for method in METHODS]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         waiting = {c: pool.submit(cell, *c, options.epochs, options.runs) for c in cells}

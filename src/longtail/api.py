@@ -8,16 +8,18 @@ from typing import Any
 
 from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import load_data
+from longtail.data.counts import imbalance_factor
 from longtail.errors import UserError
 from longtail.methods import get_method
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
 from longtail.reporting import write_report
+from longtail.training.checkpoint import CheckpointFolder
 from longtail.training.defaults import describe, pick_device, resolve
 from longtail.training.evaluation import evaluate_classifier, write_evaluation
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, check_same_options, read_config
-from longtail.training.stages import run_stages
+from longtail.training.stages import check_config, run_stages
 
 _CHOOSE_DATA = ("data", "method", "imbalance", "source.profile", "source.root")
 
@@ -96,10 +98,13 @@ def train(
     counts = splits.train.class_counts
     say.say(
         f"{splits.name}: {len(splits.train)} training images, {splits.train.num_classes} classes of "
-        f"{int(counts.max())} down to {int(counts.min())} (imbalance {float(counts.max() / counts.min()):.0f}), "
+        f"{int(counts.max())} down to {int(counts.min())} (imbalance {imbalance_factor(counts):.0f}), "
         f"{len(splits.test)} test images"
     )
     say.say(f"{config.method}, chosen from the data: {describe(config, set(given))}")
+    teacher = config.teacher.run
+    if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
     config = replace_options(config, {"out": str(out)})
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
@@ -131,6 +136,9 @@ def evaluate(run: str | Path, data: str | Path | None = None, *, device: str = "
     path = Path(run)
     config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
     classifier = Classifier.load(path)
+    state = CheckpointFolder(path / "resume").load_meta()
+    if state is not None:
+        check_config(path, state)
     source = config.source
     splits = (
         load_data(str(data))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from longtail.errors import UserError
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
     "loss.distillation_weight optimiser.weight_decay checkpoint.every_seconds"
 )
+_DEFAULTS: dict[str, Any] = {}
 _SHARE = "teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup"
 
 
@@ -222,6 +225,9 @@ def check(config: TrainConfig) -> None:
     for key, value in flatten(config).items():
         if value == "" and key != "data":
             refuse(key, "a text that is not empty")
+    for key, default in _DEFAULTS.items():
+        if default is not None and get_option(config, key) is None:
+            refuse(key, f"given (default {default})")
     for key in _POSITIVE.split():
         if get_option(config, key) is not None and number(key) <= 0:
             refuse(key, "above 0")
@@ -241,6 +247,13 @@ def check(config: TrainConfig) -> None:
         refuse("optimiser.milestones", "shares of the epochs, between 0 and 1")
 
 
+def resolved(value: _T | None) -> _T:
+    """Return an option that must have been filled in from the data by now."""
+    if value is None:
+        raise ValueError("an option is still open; longtail.training.defaults.resolve fills it in")
+    return value
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return the options as ``{dotted name: value}``."""
     flat: dict[str, Any] = {}
@@ -251,6 +264,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + item.name] = value
     return flat
+
+
+# Filled in last: check() runs for the very instance that it is read off.
+_DEFAULTS.update(flatten(TrainConfig()))
 
 
 def replace_options(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:

@@ -79,6 +79,15 @@ def _digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def load_meta(folder: Path, stem: str) -> dict[str, Any]:
+    """Read ``stem.json`` of :func:`save_tensors`: ``meta``, without the stamp.
+
+    Raises:
+        UserError: the file is missing, cut off, changed since it was written, or of another format version.
+    """
+    return _read_stamped(folder, stem)[0]
+
+
 def load_tensors(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote: ``(tensors, meta)``, tensors on the CPU.
 
@@ -86,24 +95,31 @@ def load_tensors(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, 
         UserError: a file is missing, cut off, changed since it was written, or of another format version.
     """
     path = folder / f"{stem}.safetensors"
-    meta = read_json(folder / f"{stem}.json")
-    if not isinstance(meta, dict) or "sha256" not in meta:
-        raise UserError(f"{folder / stem}.json is not a file of this program.")
-    if meta.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{folder / stem}.json has format version {meta.get('format_version')}, this program reads version "
-            f"{FORMAT_VERSION}; use the longtail release that wrote it."
-        )
-    content = {key: value for key, value in meta.items() if key not in _STAMP}
-    if _digest(content) != meta.get("meta_sha256"):
-        raise UserError(f"{folder / stem}.json does not match its own SHA-256; it was changed.")
+    meta, digest = _read_stamped(folder, stem)
     try:
         data = path.read_bytes()
     except OSError:
         raise UserError(f"no such file: {path}") from None
-    if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+    if hashlib.sha256(data).hexdigest() != digest:
         raise UserError(f"{path} does not match the SHA-256 in {stem}.json; it was cut off or changed.")
     try:
-        return parse_safetensors(data), content
+        return parse_safetensors(data), meta
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file ({error}).") from None
+
+
+def _read_stamped(folder: Path, stem: str) -> tuple[dict[str, Any], str]:
+    """Return ``(meta, SHA-256 of the tensors)`` of a checked ``stem.json``."""
+    path = folder / f"{stem}.json"
+    record = read_json(path)
+    if not isinstance(record, dict) or "sha256" not in record:
+        raise UserError(f"{path} is not a file of this program.")
+    if record.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {record.get('format_version')}, this program reads version "
+            f"{FORMAT_VERSION}; use the longtail release that wrote it."
+        )
+    meta = {key: value for key, value in record.items() if key not in _STAMP}
+    if _digest(meta) != record.get("meta_sha256"):
+        raise UserError(f"{path} does not match its own SHA-256; it was changed.")
+    return meta, str(record["sha256"])

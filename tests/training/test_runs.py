@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from longtail.config import replace_options
 from longtail.errors import UserError
@@ -29,6 +31,13 @@ def run(path, config, splits, **how):
         return run_stages(config, splits, folder, ProgressReporter(quiet=True))
     finally:
         folder.close()
+
+
+def assert_finite(path):
+    """Every tensor of the newest state is finite."""
+    (state,) = (path / "resume").glob("state-*")
+    for name, value in load_file(state / "state.safetensors").items():
+        assert bool(torch.isfinite(value.float()).all()), name
 
 
 def results(path):
@@ -149,11 +158,7 @@ def test_a_bad_step_is_named_and_skipped_and_leaves_no_trace(bad, tmp_path, tiny
     assert [(line["stage"], line["skipped_step"], line["epoch"]) for line in skipped] == [("student", 5, 2)]
     assert ("gradient" if bad == "gradient" else "loss") in skipped[0]["why"]
     assert lines[-1]["steps_taken"] == 3
-    state = next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors"
-    from safetensors.torch import load_file
-
-    for name, value in load_file(state).items():
-        assert bool(torch.isfinite(value.float()).all()), name
+    assert_finite(tmp_path / "run")
 
 
 def test_a_bad_key_view_never_reaches_the_queue(tmp_path, tiny_config, tiny_splits, monkeypatch):
@@ -165,8 +170,6 @@ def test_a_bad_key_view_never_reaches_the_queue(tmp_path, tiny_config, tiny_spli
 
     monkeypatch.setattr(GML, "update_memory", update_memory)
     run(tmp_path / "run", tiny_config(), tiny_splits)
-    from safetensors.torch import load_file
-
     state = load_file(next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors")
     assert bool(torch.isfinite(state["method.queue.features"]).all())
     assert bool(state["method.queue.filled"].all())
@@ -188,8 +191,6 @@ def test_many_bad_steps_end_the_run_with_the_last_good_state(tmp_path, tiny_conf
     monkeypatch.setattr(GML, "forward", forward)
     with pytest.raises(Diverged, match=r"3 steps in a row.*student.*loss 'classifier' is nan.*kept in"):
         run(tmp_path / "run", tiny_config(checkpoint__bad_steps=3), tiny_splits)
-    from safetensors.torch import load_file
-
     state = load_file(next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors")
     assert good
     for name, value in good.items():
@@ -197,13 +198,29 @@ def test_many_bad_steps_end_the_run_with_the_last_good_state(tmp_path, tiny_conf
 
 
 def test_a_rate_far_too_high_ends_in_a_sentence_not_in_nan(tmp_path, tiny_config, tiny_splits):
+    config = tiny_config(optimiser__lr=1000.0, optimiser__weight_decay=1e-3, optimiser__ema=0.9, epochs=8)
     with contextlib.suppress(Diverged):
-        run(tmp_path / "run", tiny_config(optimiser__lr=1000.0, checkpoint__bad_steps=2, epochs=6), tiny_splits)
-    for state in (tmp_path / "run" / "resume").glob("state-*"):
-        from safetensors.torch import load_file
+        run(tmp_path / "run", config, tiny_splits)
+    assert_finite(tmp_path / "run")
 
-        for name, value in load_file(state / "state.safetensors").items():
-            assert bool(torch.isfinite(value.float()).all()), name
+
+def test_a_variance_that_overflows_under_finite_losses_is_seen(tmp_path, tiny_config, tiny_splits, monkeypatch):
+    """BatchNorm divides by it, so features and losses stay finite while the statistic is lost for good."""
+    real, taken = GML.forward, 0
+
+    def forward(self, batch, progress):
+        nonlocal taken
+        taken += 1
+        losses = real(self, batch, progress)
+        if taken == 2:
+            next(m for m in self.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var[0] = float("inf")
+        return losses
+
+    monkeypatch.setattr(GML, "forward", forward)
+    run(tmp_path / "run", tiny_config(optimiser__ema=0.9), tiny_splits)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["why"] for line in lines if "skipped_step" in line] == ["a BatchNorm statistic is not finite"]
+    assert_finite(tmp_path / "run")
 
 
 def test_bfloat16_trains_and_resumes_alike(tmp_path, tiny_config, tiny_splits, monkeypatch):
@@ -229,22 +246,20 @@ def test_bfloat16_trains_and_resumes_alike(tmp_path, tiny_config, tiny_splits, m
     assert results(tmp_path / "stopped") == results(tmp_path / "whole")
 
 
-def test_changed_data_is_noticed(finished, tmp_path, tiny_splits):
-    from dataclasses import replace
-
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_changed_data_is_noticed(part, finished, tmp_path, tiny_splits):
     config, _ = finished
-    images = tiny_splits.train.images.clone()
+    before = getattr(tiny_splits, part)
+    images = before.images.clone()
     images[0, 0, 0, 0] += 1
-    changed = replace(tiny_splits, train=replace(tiny_splits.train, images=images))
-    with pytest.raises(UserError, match="training data is not what the run"):
+    changed = replace(tiny_splits, **{part: replace(before, images=images)})
+    with pytest.raises(UserError, match="the data is not what the run"):
         run(tmp_path / "whole", config, changed, resume=True)
 
 
 def test_evaluated_and_taught_by_the_moving_average(tmp_path, tiny_config, tiny_splits):
     """With EMA on, the model saved is the average: its weights differ from those trained, and are in the state."""
     run(tmp_path / "run", tiny_config(optimiser__ema=0.9), tiny_splits)
-    from safetensors.torch import load_file
-
     state = load_file(next((tmp_path / "run" / "resume").glob("state-*")) / "state.safetensors")
     model = Classifier.load(tmp_path / "run")
     name, saved = next(iter(model.encoder.named_parameters()))
@@ -270,3 +285,13 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, finished, tiny_spl
         RunFolder(path)
     RunFolder(path, overwrite=True).close()
     assert sorted(entry.name for entry in path.iterdir()) == [".lock", "notes.txt"]
+
+
+def test_leftovers_of_a_killed_process_go_and_a_half_deleted_run_still_counts(tmp_path, finished):
+    path = tmp_path / "whole"
+    (path / ".model.safetensors.77.tmp").write_bytes(b"half")
+    RunFolder(path, resume=True).close()
+    assert not list(path.glob(".*.tmp"))
+    (path / "evaluation.json").unlink()  # as if --overwrite had been killed
+    with pytest.raises(UserError, match="already holds a run"):
+        RunFolder(path)

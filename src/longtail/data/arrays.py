@@ -109,8 +109,12 @@ def _read(path: Path) -> dict[str, Any]:
     not_an_archive = UserError(
         f"{path}: not an .npz archive, or cut off; write it again with numpy.savez(path, train_images=..., ...)."
     )
-    if not zipfile.is_zipfile(path):
-        raise not_an_archive
+    try:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise not_an_archive
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     arrays: dict[str, Any] = {}
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -209,9 +213,13 @@ def _class_names(path: Path, arrays: dict[str, Any], train_labels: Tensor) -> tu
             f"{path}: 'class_names' is {array.dtype} with shape {list(array.shape)}, but it must be a list of strings."
         )
     names = tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in array)
-    for position, name in enumerate(names):
-        if name in names[:position]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
             raise UserError(f"{path}: 'class_names' names {name!r} twice.")
+        if not name.isprintable():  # control characters, and halves of characters that no file can hold
+            raise UserError(f"{path}: 'class_names' holds {name!a}, which is not printable text.")
+        seen.add(name)
     return names
 
 

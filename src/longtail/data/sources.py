@@ -81,9 +81,13 @@ def load_data(
 def _array_file(data: str) -> Path:
     path = Path(data).expanduser()
     accepted = f"give an .npz file or one of the names {', '.join(source_names())}."
-    if data and path.is_dir():
+    try:
+        is_folder, is_file = bool(data) and path.is_dir(), path.is_file()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise UserError(f"{data[:200]} cannot be looked at ({error.strerror}); {accepted}") from None
+    if is_folder:
         raise UserError(f"{data} is a folder, and folders are not read; {accepted}")
-    if path.is_file():
+    if is_file:
         if path.suffix.lower() != ".npz":
             raise UserError(f"{data} is not an .npz file; {accepted}")
         return path

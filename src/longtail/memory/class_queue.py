@@ -32,7 +32,10 @@ def queue_lengths(class_counts: Tensor | Sequence[int], capacity: int, min_per_c
     Raises:
         UserError: the capacity cannot hold the minimum, or a count or the minimum is out of range.
     """
-    counts = [int(count) for count in torch.as_tensor(class_counts).tolist()]
+    given = torch.as_tensor(class_counts).tolist()
+    counts = [int(count) for count in given]
+    if counts != given:
+        raise UserError("class_counts must be whole numbers of images.")
     total, classes = sum(counts), len(counts)
     if total == 0 or min(counts) < 0:
         raise UserError("class_counts must be non-negative with at least one image in all; check the training labels.")

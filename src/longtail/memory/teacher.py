@@ -96,7 +96,7 @@ class MomentumTeacher(_Teacher):
         Raises:
             ValueError: the modules' parameters or buffers have other names than the average's.
         """
-        keep = ((self.updates + 1) / (self.updates + 10)).clamp(max=self.momentum)
+        keep = ramped_decay(self.updates, self.momentum)
         for average, student in ((self.encoder, encoder), (self.head, head)):
             own, source = _tensors(average), _tensors(student)
             if own.keys() != source.keys():
@@ -111,6 +111,11 @@ class MomentumTeacher(_Teacher):
                     new = torch.where(torch.isfinite(new), moved, tensor)
                 tensor.copy_(new)
         self.updates += 1
+
+
+def ramped_decay(updates: Tensor, decay: float) -> Tensor:
+    """Return min(decay, (1 + n) / (10 + n)) for update number n (0-d): low at first, to forget the random start."""
+    return ((updates + 1) / (updates + 10)).clamp(max=decay)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longtail.config import TrainConfig
+from longtail.config import TrainConfig, resolved
 from longtail.data import ImageSet
 from longtail.data.loading import Batch
-from longtail.models import Classifier, CosineHead, LinearHead, build_encoder
+from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim
 
 Fetch = Callable[[str, Tensor, Tensor], Tensor]
 """``fetch(view name, ids [M], rounds [M]) -> images [M, C, H, W]``: views made outside any epoch."""
@@ -60,7 +60,11 @@ class MethodContext:
         """Return the stage's encoder, freshly initialised from torch's current random state."""
         return build_encoder(self.stage.backbone, self.train.channels)
 
-    def build_classifier(self, encoder: nn.Module, head: CosineHead | LinearHead, prior_strength: float) -> Classifier:
+    def build_head(self, encoder: nn.Module, kind: str) -> nn.Module:
+        """Return a fresh ``cosine`` or ``linear`` head for the training set's classes."""
+        return build_head(kind, feature_dim(encoder), self.train.num_classes, self.config.loss.scale)
+
+    def build_classifier(self, encoder: nn.Module, head: nn.Module, prior_strength: float) -> Classifier:
         """Wrap what was trained with ``prior_strength`` times log p(c) added to its logits.
 
         Training with strength t fits softmax(logits + t log p) to the training posterior, so the raw softmax implies a
@@ -102,16 +106,15 @@ class Method(nn.Module):
         encoder, head: what is deployed, and what a moving average of the weights covers.
     """
 
-    default_view: ClassVar[str] = "classifier"
     views: dict[str, str]
     sampler: str = "instance"
     encoder: nn.Module
-    head: CosineHead | LinearHead
+    head: nn.Module
 
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
         """Return the stages that a run of this method (registered as ``name``) consists of; the last is the result."""
-        return [Stage("train", name, str(config.backbone), int(config.epochs or 0))]
+        return [Stage("train", name, resolved(config.backbone), resolved(config.epochs))]
 
     @classmethod
     def build(cls, context: MethodContext) -> Method:
@@ -138,7 +141,7 @@ class Method(nn.Module):
         """Take a batch into the memory: once an optimiser step, before the loss. Default: nothing."""
 
     def on_epoch(self, progress: float) -> None:
-        """Start an epoch. Default: nothing."""
+        """Start an epoch, or go on in the middle of one; what it sets may follow from ``progress`` only."""
 
     def finish(self) -> None:
         """Closed-form fits after the last step. Default: nothing."""

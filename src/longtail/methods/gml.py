@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from longtail.config import TrainConfig
+from longtail.config import TrainConfig, resolved
 from longtail.data import ImageSet
 from longtail.data.loading import Batch
 from longtail.errors import UserError
@@ -24,7 +24,6 @@ from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
 from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
-from longtail.methods.logit_adjustment import make_head
 from longtail.models import Classifier, CosineHead, ProjectionHead
 
 
@@ -37,24 +36,24 @@ class GML(Method):
         self.context = context
         self.options = config.loss
         self.views = {
-            "classifier": str(config.views.classifier),
-            "query": str(config.views.query),
-            "key": str(config.views.key),
+            "classifier": resolved(config.views.classifier),
+            "query": resolved(config.views.query),
+            "key": resolved(config.views.key),
         }
         self.encoder = context.build_encoder()
-        self.head = make_head(context, self.encoder, cosine=True)
+        self.head = context.build_head(self.encoder, "cosine")
         self.teacher = self._build_teacher()
         key_dim = int(self.teacher.encoder.feature_dim)  # type: ignore[arg-type]
         query_dim = int(self.encoder.feature_dim)  # type: ignore[arg-type]
-        width = int(config.queue.projection_dim or 0)
+        width = resolved(config.queue.projection_dim)
         self.query_projection = ProjectionHead(query_dim, width)
         self.key_projection = ProjectionHead(key_dim, width)
-        self.queue = ClassQueue(counts, int(config.queue.capacity or 0), key_dim, int(config.queue.min_per_class or 0))
+        self.queue = ClassQueue(counts, resolved(config.queue.capacity), key_dim, resolved(config.queue.min_per_class))
         loss = config.loss
         self.classifier_loss = LogitAdjustedCrossEntropy(counts, loss.prior_strength)
         self.contrast_loss = GMLLoss(
             counts,
-            temperature=float(loss.temperature or 0.0),
+            temperature=resolved(loss.temperature),
             learn_temperature=loss.learn_temperature,
             prior_strength=loss.prior_strength,
             exclude_own_key=loss.exclude_own_key,
@@ -73,10 +72,12 @@ class GML(Method):
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
         """A teacher trained with L_cls, then the student; the student alone if its teacher is ready or momentum."""
-        student = Stage("student", name, str(config.backbone), int(config.epochs or 0))
+        student = Stage("student", name, resolved(config.backbone), resolved(config.epochs))
         if config.teacher.kind == "momentum" or config.teacher.run:
             return [student]
-        teacher = Stage("teacher", "logit_adjustment", str(config.teacher.backbone), int(config.teacher.epochs or 0))
+        teacher = Stage(
+            "teacher", "logit_adjustment", resolved(config.teacher.backbone), resolved(config.teacher.epochs)
+        )
         return [teacher, Stage(student.name, name, student.backbone, student.epochs, takes=teacher.name)]
 
     @classmethod
@@ -87,7 +88,13 @@ class GML(Method):
     @classmethod
     def check(cls, config: TrainConfig, train: ImageSet) -> None:
         """The queue must hold every class, and a ready teacher must know the same classes and images."""
-        queue_lengths(train.class_counts, int(config.queue.capacity or 0), int(config.queue.min_per_class or 0))
+        capacity = resolved(config.queue.capacity)
+        queue_lengths(train.class_counts, capacity, resolved(config.queue.min_per_class))
+        if capacity > 1000 * len(train):
+            raise UserError(
+                f"--queue.capacity {capacity} is over 1000 slots for each of the {len(train)} training images; "
+                "a queue about as long as the training set holds all that there is to hold."
+            )
         if config.teacher.run is None:
             return
         if config.teacher.kind != "frozen":

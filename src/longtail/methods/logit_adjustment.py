@@ -9,35 +9,30 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from longtail.config import resolved
 from longtail.data.loading import Batch
 from longtail.losses import LogitAdjustedCrossEntropy
 from longtail.methods.base import Method, MethodContext
-from longtail.models import Classifier, CosineHead, LinearHead
-
-
-def label_entropy_bits(class_counts: Tensor) -> float:
-    """Return H(Y) of the class prior, in bits."""
-    prior = class_counts.double() / class_counts.sum()
-    return float(-torch.special.xlogy(prior, prior).sum() / math.log(2))
+from longtail.metrics import label_entropy_bits
+from longtail.models import Classifier
 
 
 class LogitAdjustment(Method):
     """Logit-adjusted cross entropy on a cosine classifier: L_cls of the paper, and its teacher."""
 
-    cosine: ClassVar[bool] = True
+    head_kind: ClassVar[str] = "cosine"
 
     def __init__(self, context: MethodContext, prior_strength: float) -> None:
         super().__init__()
         self.context = context
         self.prior_strength = prior_strength
-        self.views = {"classifier": str(context.config.views.classifier)}
+        self.views = {"classifier": resolved(context.config.views.classifier)}
         self.encoder = context.build_encoder()
-        self.head = make_head(context, self.encoder, cosine=self.cosine)
+        self.head = context.build_head(self.encoder, self.head_kind)
         self.loss = LogitAdjustedCrossEntropy(context.train.class_counts, prior_strength)
-        self.entropy = label_entropy_bits(context.train.class_counts)
+        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
         self._bits: Tensor | None = None
 
     @classmethod
@@ -63,15 +58,9 @@ class LogitAdjustment(Method):
 class CrossEntropy(LogitAdjustment):
     """Plain softmax cross entropy on a linear head, the usual starting point."""
 
-    cosine: ClassVar[bool] = False
+    head_kind: ClassVar[str] = "linear"
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:
         """Build without a prior, whatever the options say."""
         return cls(context, 0.0)
-
-
-def make_head(context: MethodContext, encoder: nn.Module, *, cosine: bool) -> CosineHead | LinearHead:
-    """Return a fresh head for the training set's classes."""
-    dim, classes = int(encoder.feature_dim), context.train.num_classes  # type: ignore[arg-type]
-    return CosineHead(dim, classes, context.config.loss.scale) if cosine else LinearHead(dim, classes)

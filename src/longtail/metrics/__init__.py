@@ -1,6 +1,6 @@
 """Figures of a long-tailed classifier: tensors in, plain numbers out, no C x C matrix anywhere."""
 
-from .accuracy import (
+from longtail.metrics.accuracy import (
     HARMONIC_FLOOR,
     balanced_accuracy,
     class_hits,
@@ -10,16 +10,16 @@ from .accuracy import (
     topk_accuracy,
     worst_class,
 )
-from .calibration import (
+from longtail.metrics.calibration import (
     class_calibration_error,
     expected_calibration_error,
     predict_with_confidence,
     reliability,
 )
-from .groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
-from .information import label_entropy_bits, mutual_information_bits
-from .intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
-from .summary import evaluate_predictions, per_class_table
+from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
+from longtail.metrics.information import label_entropy_bits, mutual_information_bits
+from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
+from longtail.metrics.summary import evaluate_predictions, per_class_table
 
 __all__ = [
     "GROUPS",

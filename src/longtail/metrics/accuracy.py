@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .inputs import checked_indices, checked_logits, checked_pair, exact_mean, row_blocks
+from longtail.metrics.inputs import checked_indices, checked_logits, checked_pair, exact_mean, row_blocks
 
 HARMONIC_FLOOR = 0.01
 

@@ -11,7 +11,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from .inputs import checked_indices, exact_mean, row_blocks
+from longtail.metrics.inputs import checked_indices, exact_mean, row_blocks
 
 BINS = 15
 

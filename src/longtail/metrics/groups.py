@@ -10,7 +10,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from .inputs import checked_class_vector, exact_mean
+from longtail.metrics.inputs import checked_class_vector, exact_mean
 
 GROUPS = ("many", "medium", "few")
 GROUP_EDGES = (100, 20)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .inputs import checked_class_vector, checked_indices, checked_logits, exact_mean, row_blocks
+from longtail.metrics.inputs import checked_class_vector, checked_indices, checked_logits, exact_mean, row_blocks
 
 
 def label_entropy_bits(labels: Tensor, num_classes: int) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import stdtrit
 from torch import Tensor
 
-from .groups import GROUP_EDGES, GROUPS, group_index
-from .inputs import checked_class_vector
+from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_index
+from longtail.metrics.inputs import checked_class_vector
 
 LEVEL = 0.95
 RESAMPLES = 2000

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .accuracy import (
+from longtail.metrics.accuracy import (
     HARMONIC_FLOOR,
     balanced_accuracy,
     class_hits,
@@ -17,16 +17,16 @@ from .accuracy import (
     topk_accuracy,
     worst_class,
 )
-from .calibration import (
+from longtail.metrics.calibration import (
     class_calibration_error,
     expected_calibration_error,
     predict_with_confidence,
     reliability,
 )
-from .groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
-from .information import label_entropy_bits, mutual_information_bits
-from .inputs import checked_class_vector, checked_logits
-from .intervals import LEVEL, RESAMPLES, bootstrap_intervals, wilson_interval
+from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
+from longtail.metrics.information import label_entropy_bits, mutual_information_bits
+from longtail.metrics.inputs import checked_class_vector, checked_logits
+from longtail.metrics.intervals import LEVEL, RESAMPLES, bootstrap_intervals, wilson_interval
 
 
 def evaluate_predictions(

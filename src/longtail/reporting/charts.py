@@ -10,9 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from longtail.metrics import GROUPS
-
-from .run_record import ClassRow
-from .svg import Plot, Scale, linear_scale, number, percent
+from longtail.reporting.run_record import ClassRow
+from longtail.reporting.svg import Plot, Scale, linear_scale, number, percent
 
 FEW_IMAGES = 10
 """Below this number of test images an accuracy is not shown as one: its interval spans most of 0..1."""

@@ -19,11 +19,11 @@ from markupsafe import Markup
 from longtail.config import TrainConfig, flatten
 from longtail.files import write_bytes
 from longtail.metrics import GROUPS
-from longtail.training.run_folder import read_config
+from longtail.reporting.run_record import ClassRow, read_classes, read_evaluation, read_log
+from longtail.reporting.svg import number, percent
+from longtail.training.run_folder import read_config, read_environment
 
 from . import charts
-from .run_record import ClassRow, read_classes, read_environment, read_evaluation, read_log
-from .svg import number, percent
 
 ROWS_A_PAGE = 100
 METHODS = {"gml": "GML", "logit_adjustment": "logit adjustment", "cross_entropy": "cross entropy"}

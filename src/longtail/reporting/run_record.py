@@ -81,14 +81,6 @@ def read_classes(path: Path, num_classes: int) -> list[ClassRow]:
     return rows
 
 
-def read_environment(path: Path) -> dict[str, dict[str, Any]]:
-    """Return ``versions``, ``hardware`` and ``seconds`` of an ``environment.json``, each {} if not recorded."""
-    record = read_json(path) if path.exists() else {}
-    parts = ("versions", "hardware", "seconds")
-    known = record if isinstance(record, dict) else {}
-    return {part: known[part] if isinstance(known.get(part), dict) else {} for part in parts}
-
-
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the records of a ``metrics.jsonl``, [] if there is none; a last line that was cut off is left out."""
     try:

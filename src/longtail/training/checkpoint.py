@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError
-from longtail.files import load_tensors, save_tensors, sync_folder
+from longtail.files import load_meta, load_tensors, save_tensors, sync_folder
 
 _NAME = re.compile(r"state-\d+-\d{9}$")
 
@@ -88,6 +88,11 @@ class CheckpointFolder:
             key=lambda path: [int(part) for part in path.name.split("-")[1:]],
             default=None,
         )
+
+    def load_meta(self) -> dict[str, Any] | None:
+        """Read what the newest state says of itself, without its tensors; None if there is no state."""
+        newest = self.newest()
+        return None if newest is None else load_meta(newest, "state")
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Read the newest state: ``(tensors, meta)``, or None if there is none.

@@ -55,6 +55,11 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     adamw = config.optimiser.name == "adamw"
     choose("optimiser.lr", 1e-3 if adamw else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
+    if chosen["optimiser.lr"] * chosen["optimiser.weight_decay"] > 1:
+        raise UserError(
+            f"--optimiser.weight_decay {chosen['optimiser.weight_decay']:g} times --optimiser.lr "
+            f"{chosen['optimiser.lr']:g} is above 1: every step would turn the weights around; lower one of them."
+        )
     choose("optimiser.schedule", "cosine")
     choose("loss.temperature", 0.1)
     choose("loss.distillation_weight", 1.0)

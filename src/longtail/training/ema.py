@@ -8,11 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from longtail.memory.teacher import ramped_decay
+
 
 class MovingAverage(nn.Module):
     """Averages parameters and floating buffers (BatchNorm statistics) of some modules; copies integer buffers.
 
-    The decay starts low and rises, min(decay, (1 + n) / (10 + n)) at update n, so that the random start is forgotten.
+    The decay starts low and rises (:func:`longtail.memory.teacher.ramped_decay`).
 
     Args:
         modules: what is averaged.
@@ -36,11 +38,10 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the present values."""
-        n = int(self.updates)
-        weight = 1.0 - min(self.decay, (1 + n) / (10 + n))
+        weight = 1 - ramped_decay(self.updates, self.decay)
         for average, live in zip(self._average, self._live, strict=True):
             if average.is_floating_point():
-                average.lerp_(live.detach(), weight)
+                average.lerp_(live.detach(), weight.to(average))
             else:
                 average.copy_(live)
         self.updates += 1

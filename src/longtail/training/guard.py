@@ -40,23 +40,34 @@ class NormStatistics:
 
     def keep(self) -> None:
         """Remember the present values."""
-        for kept, live in zip(self._kept, self._live, strict=True):
-            kept.copy_(live)
+        if self._live:
+            torch._foreach_copy_(self._kept, self._live)
 
     def restore(self) -> None:
         """Put the remembered values back."""
-        for kept, live in zip(self._kept, self._live, strict=True):
-            live.copy_(kept)
+        if self._live:
+            torch._foreach_copy_(self._live, self._kept)
+
+    def size(self) -> Tensor:
+        """Return the L2 norm of all statistics: not finite if one of them is not."""
+        return nn.utils.get_total_norm([buffer for buffer in self._live if buffer.is_floating_point()])
 
 
-def first_bad(losses: Mapping[str, Tensor], gradient_norm: Tensor | None) -> str | None:
-    """Return what is not finite ("loss 'gml'", "the gradient"), or None if the step may be taken."""
+def bad_forward(losses: Mapping[str, Tensor], statistics: NormStatistics) -> str | None:
+    """Return what a forward pass left that is not finite, or None.
+
+    Batch statistics are looked at too: a variance can overflow while the normalised features, and so the losses,
+    stay finite.
+    """
     for name, value in losses.items():
         if not torch.isfinite(value):
             return f"loss {name!r} is {value.item()}"
-    if gradient_norm is not None and not gradient_norm <= LARGEST_GRADIENT:
-        return f"the gradient's norm is {gradient_norm.item():.3g}"
-    return None
+    return None if torch.isfinite(statistics.size()) else "a BatchNorm statistic is not finite"
+
+
+def bad_gradient(norm: Tensor) -> str | None:
+    """Return what is wrong with a gradient of L2 norm ``norm``, or None if the step may be taken."""
+    return None if norm <= LARGEST_GRADIENT else f"the gradient's norm is {norm.item():.3g}"
 
 
 class StopRequest:

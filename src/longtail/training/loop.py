@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtail.config import TrainConfig
+from longtail.config import TrainConfig, resolved
+from longtail.data.augment_tone import widest_float
 from longtail.data.keyed import derive_seed
 from longtail.data.loading import Batch, ResidentLoader
 from longtail.data.views import build_view
@@ -33,14 +34,14 @@ from longtail.training.checkpoint import (
     restore_optimiser,
 )
 from longtail.training.ema import MovingAverage
-from longtail.training.guard import Diverged, Interrupted, NormStatistics, StopRequest, first_bad
+from longtail.training.guard import Diverged, Interrupted, NormStatistics, StopRequest, bad_forward, bad_gradient
 from longtail.training.progress import ProgressReporter
 from longtail.training.schedule import learning_rate_factor
 
 
 @dataclass
 class EpochSums:
-    """Running sums of an epoch's losses and readings, on the device, in float64."""
+    """Running sums of an epoch's losses and readings, on the device, in float64 where it has that."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
@@ -49,7 +50,7 @@ class EpochSums:
         """Add one step's figures (0-d tensors)."""
         self.steps += 1
         for name, value in figures.items():
-            value = value.detach().double()
+            value = value.detach().to(widest_float(value.device))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def means(self) -> dict[str, float]:
@@ -107,7 +108,9 @@ class StageRun:
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
         views = {name: build_view(recipe, context.mean, context.std) for name, recipe in self.method.views.items()}
-        self.loader = ResidentLoader(context.train, views, int(config.batch_size or 0), self.seed, job.device)
+        if self.method.sampler != "instance":
+            raise ValueError(f"sampler {self.method.sampler!r} of method {stage.method!r} is not known")
+        self.loader = ResidentLoader(context.train, views, resolved(config.batch_size), self.seed, job.device)
         self.optimiser = build_optimiser(self.method, config)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         decay = config.optimiser.ema
@@ -135,10 +138,11 @@ class StageRun:
         """
         per_epoch = self.loader.steps_per_epoch
         self.job.progress.start(self.stage.name, self.stage.epochs, self.step // per_epoch)
+        first = self.step
         with self.job.progress:
             while self.step < self.total_steps:
                 epoch, step = divmod(self.step, per_epoch)
-                if step == 0:
+                if step == 0 or self.step == first:
                     self.method.on_epoch(epoch / self.stage.epochs)
                 self._take_step(self.loader.load(epoch, step))
                 self.step += 1
@@ -163,13 +167,13 @@ class StageRun:
         with self._autocast():
             self.method.update_memory(batch)
             losses = self.method(batch, progress)
-        bad = first_bad(losses, None)
+        bad = bad_forward(losses, self.norms)
         if bad is None:
             torch.autograd.backward(torch.stack(list(losses.values())).sum())
             trained = [p for p in self.method.parameters() if p.grad is not None]
             limit = self.config.optimiser.clip_norm
             norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-            bad = first_bad({}, norm)
+            bad = bad_gradient(norm)
             if bad is None and limit is not None:
                 nn.utils.clip_grads_with_norm_(trained, limit, norm)
         if bad is None:
@@ -195,7 +199,8 @@ class StageRun:
             self.save()
             raise Diverged(
                 f"{self.skipped_in_row} steps in a row were not finite, the last: {text}. The last good state is "
-                f"kept in {self.job.checkpoints.folder}; try a lower --optimiser.lr or --optimiser.clip_norm 1."
+                f"kept in {self.job.checkpoints.folder}; start anew with a lower "
+                "--optimiser.lr or with --optimiser.clip_norm 1."
             )
 
     def _end_epoch(self, epoch: int) -> None:
@@ -222,13 +227,13 @@ class StageRun:
             self.step,
             self.loader.steps_per_epoch,
             self.stage.epochs,
-            schedule=str(options.schedule),
+            schedule=resolved(options.schedule),
             warmup=options.warmup,
             milestones=options.milestones,
             decay=options.decay,
         )
         for group in self.optimiser.param_groups:
-            group["lr"] = factor * float(options.lr or 0.0)
+            group["lr"] = factor * resolved(options.lr)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.config.precision == "bfloat16"
@@ -249,7 +254,6 @@ class StageRun:
             "optimiser": numbers,
             "sums": list(self.epoch_sums.sums),  # tensors are stored sorted; the log keeps the order of the first step
             "steps_in_sums": self.epoch_sums.steps,
-            "skipped_in_row": self.skipped_in_row,
             "log_length": self.job.log.length,
         }
         self.job.checkpoints.save(self.job.number, self.step, state, meta)
@@ -264,13 +268,13 @@ class StageRun:
         sums = part(tensors, "sums")
         sums = {name: sums[name].to(self.job.device) for name in meta["sums"]}
         self.epoch_sums = EpochSums(sums, int(meta["steps_in_sums"]))
-        self.step, self.skipped_in_row = int(meta["step"]), int(meta["skipped_in_row"])
+        self.step = int(meta["step"])
 
 
 def build_optimiser(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser for a method's parameter groups; the learning rate is set at every step."""
     options = config.optimiser
-    groups, decay = method.param_groups(), float(options.weight_decay or 0.0)
+    groups, decay = method.param_groups(), resolved(options.weight_decay)
     if options.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay)
     return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, weight_decay=decay)

@@ -21,9 +21,10 @@ from longtail.errors import UserError
 from longtail.files import read_json, write_bytes, write_json
 
 _FILES = (
-    "config.yaml model.safetensors model.json resume metrics.jsonl evaluation.json per_class.csv report.html "
-    "environment.json teacher .lock"
+    "resume model.safetensors model.json metrics.jsonl evaluation.json per_class.csv report.html "
+    "environment.json teacher config.yaml .lock"
 ).split()
+"""In the order of deletion: ``config.yaml`` last, so that a run half deleted still counts as one."""
 _MAY_CHANGE = ("out", "device")
 """Options that a resumed run may be given anew: they change where it runs, not what it computes."""
 
@@ -62,7 +63,9 @@ class RunFolder:
             raise
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
-        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _FILES and p.suffix != ".tmp")
+        for leftover in self.path.glob(".*.tmp"):  # of a killed process; the lock says that none is alive
+            leftover.unlink(missing_ok=True)
+        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _FILES)
         if self.holds_run and not (resume or overwrite):
             raise UserError(
                 f"{self.path} already holds a run; add --resume to go on with it, --overwrite to start anew, or choose "
@@ -88,17 +91,12 @@ class RunFolder:
         """Write the resolved options."""
         write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
 
-    def config_digest(self) -> str:
-        """Return the SHA-256 of ``config.yaml``, which is written once: a state belongs to these options."""
-        path = self.path / "config.yaml"
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
         """Add wall-clock seconds to a stage's account, beside what it ran on (not part of what is reproduced)."""
         path = self.path / "environment.json"
-        before = read_json(path) if path.exists() else {}
-        spent = dict(before.get("seconds", {}))
-        spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)
+        spent = read_environment(path)["seconds"]
+        before = spent.get(stage)
+        spent[stage] = round(seconds + (before if isinstance(before, int | float) else 0.0), 1)
         write_json(path, {**environment(device), "seconds": spent})
 
     def close(self) -> None:
@@ -122,6 +120,20 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file} cannot be read as options; it was cut off or changed.")
     return values
+
+
+def config_digest(path: Path) -> str:
+    """Return the SHA-256 of a run's ``config.yaml``, which is written once: a state belongs to these options."""
+    file = path / "config.yaml"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+
+
+def read_environment(path: Path) -> dict[str, dict[str, Any]]:
+    """Return ``versions``, ``hardware`` and ``seconds`` of an ``environment.json``, each {} if not recorded."""
+    record = read_json(path) if path.exists() else {}
+    parts = ("versions", "hardware", "seconds")
+    known = record if isinstance(record, dict) else {}
+    return {part: known[part] if isinstance(known.get(part), dict) else {} for part in parts}
 
 
 def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) -> None:

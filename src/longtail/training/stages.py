@@ -19,7 +19,7 @@ from longtail.training.evaluation import evaluate_classifier, quick_look, write_
 from longtail.training.guard import StopRequest
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder
+from longtail.training.run_folder import RunFolder, config_digest
 
 
 def fingerprint(images: ImageSet) -> str:
@@ -27,6 +27,15 @@ def fingerprint(images: ImageSet) -> str:
     digest = hashlib.sha256(images.labels.numpy().tobytes())
     digest.update(images.images.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def check_config(folder: Path, meta: dict[str, Any]) -> None:
+    """Raise unless ``config.yaml`` is the one that the state described by ``meta`` was trained with."""
+    if meta.get("identity", {}).get("config") != config_digest(folder):
+        raise UserError(
+            f"{folder / 'config.yaml'} is not what the run was started with; restore it, or start anew with "
+            "--overwrite."
+        )
 
 
 def plan_stages(config: TrainConfig) -> list[Stage]:
@@ -46,18 +55,16 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
     checkpoints = CheckpointFolder(folder.path / "resume")
     identity = {
         "train": fingerprint(data.train),
+        "test": fingerprint(data.test),
         "stages": [stage.name for stage in stages],
-        "config": folder.config_digest(),
+        "config": config_digest(folder.path),
     }
     restored = checkpoints.load()
-    if restored is not None and restored[1].get("identity", {}).get("config") != identity["config"]:
-        raise UserError(
-            f"{folder.path / 'config.yaml'} is not what the run was started with; restore it, or start anew with "
-            "--overwrite."
-        )
+    if restored is not None:
+        check_config(folder.path, restored[1])
     if restored is not None and restored[1].get("identity") != identity:
         raise UserError(
-            f"the training data is not what the run in {folder.path} was started with; restore it, or start anew with "
+            f"the data is not what the run in {folder.path} was started with; restore it, or start anew with "
             "--overwrite."
         )
     log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0)
@@ -82,8 +89,8 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
                 identity=identity,
             )
             began = time.monotonic()
-            # Everything random in a stage is seeded by it; the caller's generators are left as they were.
-            with torch.random.fork_rng():
+            # Everything random in a stage is seeded by it; the caller's generator (on the CPU) is left as it was.
+            with torch.random.fork_rng(devices=[]):
                 run = StageRun(context, job, restored)
                 restored = None
                 try:
