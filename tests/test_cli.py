@@ -346,7 +346,7 @@ def test_resume_with_changed_data(desk):
     words = ["train", "bars.npz", "--method", "cross_entropy", "--out", "run", *SHORT]
     desk.run(*words)
     np.savez(desk.folder / "bars.npz", **bars(seed=1))
-    desk.refuse(*words, "--resume", naming=["training data", "run", "--overwrite"])
+    desk.refuse(*words, "--resume", naming=["the data is not what the run", "run", "--overwrite"])
 
 
 # --- Damage
@@ -568,9 +568,14 @@ def test_recipe_with_an_unknown_key_names_it(desk):
     desk.refuse("train", "--recipe", "mine.yaml", naming=["mine.yaml", "--loss.temprature", "--loss.temperature"])
 
 
-def test_out_of_memory_is_a_sentence(desk, made, capsys):
+def test_a_queue_far_beyond_the_data_is_refused(desk, made):
     words = ["train", made / "bars.npz", "--queue.capacity", "1000000000000", "--out", "out", *SHORT]
-    assert main([str(word) for word in words]) == 1
+    desk.refuse(*words, naming=["--queue.capacity 1000000000000", "35 training images"])
+
+
+def test_out_of_memory_is_a_sentence(desk, made, capsys, monkeypatch):
+    monkeypatch.setattr("longtail.api.run_stages", lambda *_: torch.empty(1 << 50))
+    assert main([str(word) for word in ["train", made / "bars.npz", "--out", "out", *SHORT]]) == 1
     err = capsys.readouterr().err
     assert err.startswith("longtail: out of memory; try a smaller --batch_size, --queue.capacity")
     assert err.count("\n") == 1
