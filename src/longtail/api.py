@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longtail.config import TrainConfig, get_option, replace_options
-from longtail.data import load_data
+from longtail.data import DataSplits, ImageFiles, load_data
+from longtail.data.check_images import default_cache
 from longtail.data.counts import imbalance_factor
+from longtail.data.file_splits import FileChecks
+from longtail.data.framing import frame_splits
+from longtail.data.sources import load_test_set
+from longtail.data.streaming import default_workers
 from longtail.errors import UserError
 from longtail.methods import get_method
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
-from longtail.reporting import write_report
+from longtail.reporting import fold_summary, summary, write_report
 from longtail.training.checkpoint import CheckpointFolder
-from longtail.training.defaults import describe, pick_device, resolve
-from longtail.training.evaluation import evaluate_classifier, write_evaluation
+from longtail.training.defaults import choose_pretrained, chosen_framing, describe, pick_device, resolve
+from longtail.training.evaluation import evaluate_classifier, save_predictions, write_evaluation
+from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder, check_same_options, read_config
+from longtail.training.run_folder import RunFolder, check_same_options, read_config, write_data_record
 from longtail.training.stages import check_config, run_stages
 
-_CHOOSE_DATA = ("data", "method", "imbalance", "source.profile", "source.root")
+_CHOOSE_DATA = "data root method imbalance folds source.profile source.test source.test_share source.split_seed".split()
 
 
 @dataclass(frozen=True)
@@ -80,36 +89,52 @@ def train(
         raise UserError("no data given: name a data set (such as digits-lt) or a path.")
     config = make_config(given)
     out = Path(config.out or default_folder(config))
-    if resume and (out / "config.yaml").exists():
+    resumed = resume and (out / "config.yaml").exists()
+    if resumed:
         config = _saved_config(out, given)
     elif not config.data:
         raise UserError(f"{out} holds no run to resume; name the data to start one.")
+    config = replace_options(config, {"out": str(out)})
     get_method(config.method)
-    splits = load_data(config.data, imbalance=config.imbalance, profile=config.source.profile, root=config.source.root)
+    one = _train_one if config.folds is None or config.source.fold is not None else _train_folds
+    return one(config, given, resume, overwrite, say)
+
+
+def _train_one(
+    config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter
+) -> Result:
+    """Train one run into ``config.out``."""
+    out = Path(str(config.out))
+    resumed = resume and (out / "config.yaml").exists()
+    splits = _load(config, say)
     config, notes = resolve(config, splits)
-    if resume and (out / "config.yaml").exists():
+    if resumed:
         # Compared as resolved: a batch larger than the data, say, is the same smaller one again.
         asked, _ = resolve(replace_options(config, given), splits)
         check_same_options(config, {key: get_option(asked, key) for key in given}, out)
     else:
-        get_method(config.method).check(config, splits.train)
-    for note in notes:
-        say.say(note)
+        config, weight_notes = choose_pretrained(config, splits)
+        notes += weight_notes
     counts = splits.train.class_counts
     say.say(
         f"{splits.name}: {len(splits.train)} training images, {splits.train.num_classes} classes of "
         f"{int(counts.max())} down to {int(counts.min())} (imbalance {imbalance_factor(counts):.0f}), "
-        f"{len(splits.test)} test images"
+        f"{len(splits.test)} test images ({splits.test_split})"
     )
+    for note in (*splits.notes, *notes):
+        say.say(note)
     say.say(f"{config.method}, chosen from the data: {describe(config, set(given))}")
+    splits = _frame(config, splits, say)
+    if not resumed:
+        get_method(config.method).check(config, splits.train)
     teacher = config.teacher.run
     if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):
         raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
-    config = replace_options(config, {"out": str(out)})
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
         if not folder.holds_run:
             folder.write_config(config)
+        write_data_record(folder.path, splits, notes)
         evaluation = run_stages(config, splits, folder, say)
         write_report(folder.path)
     finally:
@@ -120,37 +145,138 @@ def train(
     return result
 
 
-def evaluate(run: str | Path, data: str | Path | None = None, *, device: str = "auto", quiet: bool = False) -> Result:
+def _train_folds(
+    config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter
+) -> Result:
+    """Train a run for every fold in ``config.out``, and pool their figures there."""
+    out = Path(str(config.out))
+    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    try:
+        if not folder.holds_run:
+            _load(replace_options(config, {"source.fold": 0}), say)  # refuses what cannot be dealt, before it claims
+            folder.write_config(config)
+        for number, path in enumerate(fold_folders(out, config)):
+            say.say(f"fold {number % (config.folds or 1) + 1} of {config.folds}: {path}")
+            # What is open is chosen for each fold from its own training images.
+            changes = {"source.fold": number, "out": str(path)}
+            started = (path / "config.yaml").exists()
+            one = _saved_config(path, {}) if started else replace_options(config, changes)
+            one = replace_options(one, {"out": str(path), "device": config.device} if started else {})
+            _train_one(one, {}, resume, False, say)
+        pooled = pool_folds(out, config)
+        write_evaluation(out, pooled)
+        write_report(out)
+    finally:
+        folder.close()
+    result = Result(out, pooled.figures)
+    say.say(fold_summary(pooled.figures))
+    say.say(f"report: {result.report}")
+    return result
+
+
+def _load(config: TrainConfig, say: ProgressReporter) -> DataSplits:
+    return load_data(
+        config.data,
+        imbalance=config.imbalance,
+        root=config.root,
+        folds=config.folds,
+        source=config.source,
+        checks=_checks(config.on_bad_image, say),
+    )
+
+
+def _checks(on_bad: str, say: ProgressReporter) -> FileChecks:
+    return FileChecks(
+        on_bad="skip" if on_bad == "skip" else "error",
+        workers=os.cpu_count() or 1,
+        cache=default_cache(),
+        progress=say.counter("looking at every image"),
+    )
+
+
+def _frame(config: TrainConfig, splits: DataSplits, say: ProgressReporter) -> DataSplits:
+    """Bring image files to the size that resolved options say, in memory or as a stream."""
+    source, workers = config.source, config.loading.workers
+    mean, std = (None if value is None else tuple(value) for value in (source.mean, source.std))
+    if not isinstance(splits.test, ImageFiles):
+        return replace(splits, mean=mean or splits.mean, std=std or splits.std)
+    return frame_splits(
+        splits,
+        chosen_framing(config),
+        resident=bool(config.loading.resident),
+        workers=default_workers(torch.device("cpu")) if workers is None else workers,
+        mean=mean,
+        std=std,
+        progress=say.counter("decoding images"),
+    )
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    root: str | Path | None = None,
+    on_bad_image: str = "error",
+    unknown_labels: str = "error",
+    device: str = "auto",
+    quiet: bool = False,
+) -> Result:
     """Evaluate a finished run again.
 
     Args:
         run: the run's folder.
-        data: labelled images with the same classes; default: the test set of the run, whose ``evaluation.json``,
-            ``per_class.csv`` and ``report.html`` are then written anew. Other data writes nothing.
+        data: labelled images with the same classes: their test set or, where they are not split, all of them; default:
+            the test set of the run, whose ``evaluation.json``, ``per_class.csv`` and ``report.html`` are then written
+            anew. Other data writes nothing.
+        root: folder that paths in ``data`` are relative to.
+        on_bad_image: ``"error"`` or ``"skip"``, for files of ``data`` that cannot be read.
+        unknown_labels: ``"error"`` or ``"skip"``, for images of ``data`` of classes that the model does not know.
         device: where to compute.
         quiet: print nothing.
 
     Raises:
         UserError: no run, an unreadable model, other classes.
     """
-    path = Path(run)
+    path, say = Path(run), ProgressReporter(quiet)
     config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
+    if config.folds is not None and config.source.fold is None:
+        if data is not None:
+            raise UserError(
+                f"{path} holds the folds of a run; evaluate one of them on other data, such as {path}/fold-0."
+            )
+        for folder in fold_folders(path, config):
+            evaluate(folder, device=device, quiet=True)
+        pooled = pool_folds(path, config)
+        write_evaluation(path, pooled)
+        write_report(path)
+        say.say(fold_summary(pooled.figures))
+        return Result(path, pooled.figures)
     classifier = Classifier.load(path)
     state = CheckpointFolder(path / "resume").load_meta()
     if state is not None:
         check_config(path, state)
-    source = config.source
-    splits = (
-        load_data(str(data))
-        if data is not None
-        else load_data(config.data, imbalance=config.imbalance, profile=source.profile, root=source.root)
-    )
-    evaluation, rows = evaluate_classifier(classifier, splits.test, pick_device(device))
+    where, workers = pick_device(device), config.loading.workers
     if data is None:
-        write_evaluation(path, evaluation, rows)
+        test = _frame(config, _load(config, say), say).test
+    else:
+        checked = parse_values({"on_bad_image": on_bad_image, "source": {"unknown_labels": unknown_labels}}, "evaluate")
+        source = make_config({key: value for key, value in checked.items() if key != "on_bad_image"}).source
+        checks = _checks(on_bad_image, say)
+        splits = load_test_set(
+            str(data), classifier.class_names, root=None if root is None else str(root), source=source, checks=checks
+        )
+        for note in splits.notes:
+            say.say(note)
+        test = splits.test
+        test = replace(test, framed=classifier.framing) if isinstance(test, ImageFiles) else test
+    evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
+    if data is None:
+        write_evaluation(path, evaluated)
+        if config.folds is not None:
+            save_predictions(path, evaluated)
         write_report(path)
-    ProgressReporter(quiet).say(summary(evaluation))
-    return Result(path, evaluation)
+    say.say(summary(evaluated.figures))
+    return Result(path, evaluated.figures)
 
 
 def load(path: str | Path) -> Classifier:
@@ -165,24 +291,6 @@ def load(path: str | Path) -> Classifier:
 def default_folder(config: TrainConfig) -> str:
     """Return ``runs/DATA-METHOD-seedN``."""
     return f"runs/{Path(config.data).stem}-{config.method}-seed{config.seed}"
-
-
-def summary(evaluation: dict[str, Any]) -> str:
-    """Return the headline figures as one line, in per cent."""
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f}"
-
-    bounds = evaluation["intervals"]["balanced_accuracy"]
-    interval = f" [{percent(bounds[0])}, {percent(bounds[1])}]" if bounds else ""
-    groups = "  ".join(
-        f"{name} {percent(group['accuracy'])} ({group['classes']})" for name, group in evaluation["groups"].items()
-    )
-    return (
-        f"test: top-1 {percent(evaluation['top1'])} %  balanced {percent(evaluation['balanced_accuracy'])} %"
-        f"{interval}  {groups}  worst {evaluation['worst_class_name']} "
-        f"{percent(evaluation['worst_class']['accuracy'])}"
-    )
 
 
 def _saved_config(out: Path, given: dict[str, Any]) -> TrainConfig:

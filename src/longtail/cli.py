@@ -23,7 +23,8 @@ VERBS = {
 }
 _USAGE = {
     "train": "longtail train DATA [--recipe NAME] [--resume | --overwrite] [--quiet] [--OPTION VALUE ...]",
-    "evaluate": "longtail evaluate RUN [DATA] [--device DEVICE]",
+    "evaluate": "longtail evaluate RUN [DATA] [--root DIR] [--on_bad_image error|skip] [--unknown_labels error|skip] "
+    "[--device DEVICE]",
     "recipes": "longtail recipes [NAME]",
 }
 
@@ -102,12 +103,18 @@ def _train(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    places, _, pairs = split_words(words, check=_only("device"))
+    places, _, pairs = split_words(words, check=_only("root", "on_bad_image", "unknown_labels", "device"))
     if not 1 <= len(places) <= 2:
         raise UserError(f"which run? usage: {_USAGE['evaluate']}")
     from longtail import api
 
-    api.evaluate(*places, device=pairs.get("device", "auto"))
+    api.evaluate(
+        *places,
+        root=pairs.get("root"),
+        on_bad_image=pairs.get("on_bad_image", "error"),
+        unknown_labels=pairs.get("unknown_labels", "error"),
+        device=pairs.get("device", "auto"),
+    )
     return 0
 
 
@@ -187,6 +194,7 @@ def _help() -> str:
         "usage: longtail COMMAND ...\n\nTrain image classifiers that are good on rare classes too.\n\n"
         f"commands:\n{verbs}\n\n"
         "try it:\n  longtail train digits-lt            a minute on two cores, ends with a report\n"
+        "  longtail train FOLDER               your own images, in one folder a class\n"
         "  longtail COMMAND --help             the options of a command"
     )
 

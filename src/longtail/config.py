@@ -19,20 +19,68 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where images come from.
+    """Where images and labels come from, and how they are split.
 
     Attributes:
         profile: long-tailed profile that ``imbalance`` cuts: exponential (Cao et al. 2019) or step (Buda et al. 2018).
-        root: folder that holds (or receives) the files of a published data set such as CIFAR.
+        test: a second folder, manifest or split list that holds the test images.
+        test_share: share of each class that is held out for the test where the data has no test split.
+        split_seed: which images are held out, and how folds are dealt; not moved by ``seed``.
+        repeats: how often ``folds`` are dealt anew.
+        fold: the one fold that this run tests on (set by ``folds``).
+        path_column: of a manifest: the image file, relative to the manifest or to ``root``.
+        label_column: of a manifest: the class.
+        split_column: of a manifest: ``train`` or ``test``, if it has such a column.
+        group_column: of a manifest: what a split must not tear apart (patient, site, burst), if it has such a column.
+        group_pattern: regular expression whose first group, found in a path, names the image's group.
+        labels: whether labels are class names, class numbers (0..C-1 or 1..C), or whichever they look like.
+        unknown_labels: what to do with test images of a class that has no training image.
+        check: look at every file before training: ``full`` decodes it (finds cut-off files and duplicates), ``header``
+            reads its size only.
+        mean: per-channel mean that normalises, on 0..1; default: the encoder's own, or the training pixels'.
+        std: per-channel standard deviation that normalises, likewise.
     """
 
     profile: Literal["exponential", "step"] = "exponential"
-    root: str | None = None
+    test: str | None = None
+    test_share: float = 0.2
+    split_seed: int = 0
+    repeats: int = 1
+    fold: int | None = None
+    path_column: str = "path"
+    label_column: str = "label"
+    split_column: str = "split"
+    group_column: str = "group"
+    group_pattern: str | None = None
+    labels: Literal["auto", "names", "numbers"] = "auto"
+    unknown_labels: Literal["error", "skip"] = "error"
+    check: Literal["full", "header"] = "full"
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How image files become batches.
+
+    Attributes:
+        resident: decode every file once and keep the pixels in memory (small images), or decode anew for every batch.
+        workers: processes that decode; changes nothing but the speed.
+        prefetch: batches that each worker prepares ahead.
+        resize: length of the shorter side before the centre crop, where nothing is random.
+        interpolation: of every resize, ``bilinear`` or ``bicubic``.
+    """
+
+    resident: bool | None = None
+    workers: int | None = None
+    prefetch: int = 4
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
 
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Augmentation recipe of each view (``none light shift cifar tiny``); default: what fits the images.
+    """Augmentation recipe of each view (see ``longtail.data.views``); default: what fits the images.
 
     Attributes:
         classifier: the view that the classifier is trained on.
@@ -95,6 +143,7 @@ class TeacherOptions:
         kind: ``frozen`` (trained beforehand, the paper) or ``momentum`` (a moving average of the student).
         run: folder of a finished run to use as the frozen teacher instead of training one.
         backbone: encoder of the teacher that is trained beforehand.
+        pretrained: weights that the teacher starts from, as ``pretrained``.
         epochs: epochs of the teacher that is trained beforehand.
         momentum: of the moving average, for ``kind momentum``.
     """
@@ -102,6 +151,7 @@ class TeacherOptions:
     kind: Literal["frozen", "momentum"] = "frozen"
     run: str | None = None
     backbone: str | None = None
+    pretrained: str | None = None
     epochs: int | None = None
     momentum: float = 0.999
 
@@ -111,7 +161,7 @@ class OptimiserOptions:
     """Optimiser and schedule, the same for every stage.
 
     Attributes:
-        name: ``sgd`` or ``adamw``.
+        name: ``sgd`` or ``adamw``; default: sgd for encoders with batch normalisation, adamw for the others.
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: on everything but the temperature.
@@ -123,7 +173,7 @@ class OptimiserOptions:
         ema: decay of a moving average of the weights, which is then what is evaluated and deployed; none = off.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw"] | None = None
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float | None = None
@@ -153,32 +203,47 @@ class TrainConfig:
     """A whole run.
 
     Attributes:
-        data: a name (``digits-lt``, ``cifar100-lt``, ...) or a path (``.npz``).
+        data: a name (``digits-lt``, ``cifar100-lt``, ...), a folder of images, a manifest (``.csv``, ``.parquet``), a
+            split list (``.txt``) or arrays (``.npz``).
+        root: folder that paths in a manifest or list are relative to, or that holds a published data set.
         method: ``gml``, ``logit_adjustment`` or ``cross_entropy``.
-        backbone: encoder name.
+        backbone: encoder name: one of this package, or any of timm.
+        pretrained: weights to start from: ``auto`` (timm's, if they can be had), ``none``, ``hub``, the name of other
+            weights of the same encoder, a file, or the folder of a run.
+        image_size: side in pixels that images are brought to.
         epochs: passes over the training images.
         batch_size: images a step.
         imbalance: largest over smallest class that the training set is cut to; none = as the data is.
+        folds: test on each of this many parts of the data in turn, for data whose rare classes have few images.
+        group_edges: classes with more training images than the first are "many", with fewer than the second "few".
+        on_bad_image: what to do with files that cannot be read: ``error`` or ``skip``.
         seed: of everything random.
         out: run folder; default ``runs/DATA-METHOD-seedN``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing); 0 = at the end.
-        views, loss, queue, teacher, optimiser, checkpoint: groups of options.
+        source, loading, views, loss, queue, teacher, optimiser, checkpoint: groups of options.
     """
 
     data: str = ""
+    root: str | None = None
     method: str = "gml"
     backbone: str | None = None
+    pretrained: str | None = None
+    image_size: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
     imbalance: float | None = None
+    folds: int | None = None
+    group_edges: list[int] = field(default_factory=lambda: [100, 20])
+    on_bad_image: Literal["error", "skip"] = "error"
     seed: int = 0
     out: str | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluate_every: int = 0
     source: DataOptions = field(default_factory=DataOptions)
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     queue: QueueOptions = field(default_factory=QueueOptions)
@@ -192,11 +257,13 @@ class TrainConfig:
 
 _POSITIVE = (
     "epochs batch_size loss.temperature loss.scale loss.distillation_temperature queue.capacity queue.min_per_class "
-    "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm checkpoint.bad_steps"
+    "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm checkpoint.bad_steps "
+    "image_size source.repeats loading.prefetch loading.resize"
 )
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
-    "loss.distillation_weight optimiser.weight_decay checkpoint.every_seconds"
+    "loss.distillation_weight optimiser.weight_decay checkpoint.every_seconds source.split_seed source.fold "
+    "loading.workers"
 )
 _DEFAULTS: dict[str, Any] = {}
 _SHARE = "teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup"
@@ -241,6 +308,15 @@ def check(config: TrainConfig) -> None:
         refuse("imbalance", "1 or above (largest over smallest class)")
     if config.seed < 0:
         refuse("seed", "0 or above")
+    if config.folds is not None and config.folds < 2:
+        refuse("folds", "2 or more")
+    if not 0 < config.source.test_share < 1:
+        refuse("source.test_share", "between 0 and 1")
+    many, few = (*config.group_edges, 0, 0)[:2]
+    if len(config.group_edges) != 2 or not many >= few >= 0:
+        refuse("group_edges", "two whole numbers, the larger first, such as [100, 20]")
+    if config.source.std is not None and min(config.source.std, default=0.0) <= 0:
+        refuse("source.std", "above 0 in every channel")
     if config.optimiser.lr is not None and config.optimiser.lr > 1000:
         refuse("optimiser.lr", "at most 1000")
     if any(not 0 < share < 1 for share in config.optimiser.milestones):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from longtail.config import DataOptions
 from longtail.data import exponential_profile, load_data, long_tailed_indices, source_names
 from longtail.data.cifar import cifar_lt
 from longtail.data.digits import digits_lt
@@ -29,12 +30,19 @@ def _positions(images):
 
 
 def test_names():
-    assert source_names() == ["cifar10-lt", "cifar100-lt", "digits-lt"]
+    assert source_names() == [
+        "cifar10-lt",
+        "cifar100-lt",
+        "digits-lt",
+        "imagenet-lt",
+        "inaturalist2018",
+        "places-lt",
+    ]
 
 
 def test_digits_by_name_with_default_imbalance_and_with_another():
     assert load_data("digits-lt").train.class_counts.tolist() == exponential_profile(134, 10, 100)
-    ours = load_data("digits-lt", imbalance=10, profile="step")
+    ours = load_data("digits-lt", imbalance=10, source=DataOptions(profile="step"))
     assert torch.equal(ours.train.images, digits_lt(10, "step").train.images)
 
 
@@ -57,13 +65,9 @@ def test_file_is_cut_to_the_profile(tmp_path):
     labels = _write(tmp_path / "a.npz", [70, 20, 70, 70])
     whole = load_data(str(tmp_path / "a.npz"))
     splits = load_data(str(tmp_path / "a.npz"), imbalance=8)
-    assert splits.train.class_counts.tolist() == [
-        70,
-        20,
-        17,
-        8,
-    ]  # 70, 35, 17.5, 8.75; but class 1 has only 20
-    assert _positions(splits.train) == long_tailed_indices(labels, [70, 20, 17, 8]).tolist()
+    # 70, 35, 17.5, 8.75 from the largest class down, which class 1 is not
+    assert splits.train.class_counts.tolist() == [70, 8, 35, 17]
+    assert _positions(splits.train) == long_tailed_indices(labels, [70, 8, 35, 17]).tolist()
     assert torch.equal(labels[_positions(splits.train)], splits.train.labels)
     pixels = splits.train.images.double() / 255
     assert splits.mean == pytest.approx((float(pixels.mean()),))
@@ -74,8 +78,27 @@ def test_file_is_cut_to_the_profile(tmp_path):
 
 def test_file_cut_by_steps(tmp_path):
     _write(tmp_path / "a.npz", [40, 40, 40, 3])
-    splits = load_data(str(tmp_path / "a.npz"), imbalance=4, profile="step")
+    splits = load_data(str(tmp_path / "a.npz"), imbalance=4, source=DataOptions(profile="step"))
     assert splits.train.class_counts.tolist() == [40, 40, 10, 3]
+
+
+def test_file_dealt_into_folds(tmp_path):
+    _write(tmp_path / "a.npz", [9, 4, 2])
+    whole = load_data(str(tmp_path / "a.npz"))
+    images = len(whole.train) + len(whole.test)
+    seen = []
+    for fold in range(3):
+        splits = load_data(str(tmp_path / "a.npz"), folds=3, source=DataOptions(fold=fold))
+        assert len(splits.train) + len(splits.test) == images
+        assert splits.test_split == f"fold {fold + 1} of 3"
+        assert bool((splits.train.class_counts > 0).all())
+        seen += splits.test.labels.tolist()
+    assert sorted(seen) == sorted(whole.train.labels.tolist() + whole.test.labels.tolist())
+
+
+def test_published_sets_are_not_dealt_anew():
+    with pytest.raises(UserError, match=r"digits-lt has a test set of its own.*leave out --folds"):
+        load_data("digits-lt", folds=3)
 
 
 class _StandInCifar:
@@ -175,7 +198,7 @@ def test_bad_imbalance_is_told_before_anything_is_read(data, imbalance):
 
 def test_unknown_profile_is_told_before_anything_is_read():
     with pytest.raises(UserError, match="unknown profile 'steps'; did you mean 'step'"):
-        load_data("cifar10-lt", profile="steps")
+        load_data("cifar10-lt", source=DataOptions(profile="steps"))
 
 
 def test_unknown_name_names_near_matches():
@@ -194,12 +217,11 @@ def test_path_that_does_not_exist(data, tmp_path, monkeypatch):
         load_data(data)
 
 
-def test_folder_and_other_file_name_the_accepted_forms(tmp_path):
+def test_other_file_names_the_accepted_forms(tmp_path):
     other = tmp_path / "images.zip"
     other.write_bytes(b"x")
-    for data, what in ((tmp_path, "is a folder"), (other, r"is not an \.npz file")):
-        with pytest.raises(UserError, match=rf"{what}.*\.npz.*digits-lt"):
-            load_data(str(data))
+    with pytest.raises(UserError, match=r"images\.zip is not of a kind that is read; .*\.npz.*digits-lt"):
+        load_data(str(other))
 
 
 def test_bad_file_is_told_by_name(tmp_path):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from longtail.config import replace_options
+from longtail.data import Framing
 from longtail.data.loading import ResidentLoader
 from longtail.data.views import build_view
 from longtail.errors import UserError
@@ -191,7 +192,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tiny_config, tiny_splits):
     with pytest.raises(UserError, match="classes"):
         build("gml", config, tiny_splits, other)
     smaller = teacher_for(config, tiny_splits)
-    smaller.image_size = (4, 4)
+    smaller.framing = Framing((4, 4), resize=4)
     with pytest.raises(UserError, match="channels"):
         build("gml", config, tiny_splits, smaller)
 

@@ -4,8 +4,9 @@ import json
 import pytest
 import torch
 
+from longtail.data import Framing
 from longtail.errors import UserError
-from longtail.models import build_classifier
+from longtail.models import Classifier, build_classifier
 
 NAMES = ("cat", "dog", "eel")
 COUNTS = torch.tensor([60, 30, 10])
@@ -16,7 +17,8 @@ def make(logit_prior=None, head="cosine", channels=1, size=(8, 8), seed=0):
     torch.manual_seed(seed)
     spec = {"encoder": "small_net", "in_channels": channels, "head": head, "scale": 30.0}
     prior = torch.ones(3) if logit_prior is None else logit_prior
-    model = build_classifier(spec, NAMES, COUNTS, prior, [0.4, 0.5, 0.6][:channels], [0.2, 0.3, 0.25][:channels], size)
+    mean, std = [0.4, 0.5, 0.6][:channels], [0.2, 0.3, 0.25][:channels]
+    model = build_classifier(spec, NAMES, COUNTS, prior, mean, std, Framing(size, resize=max(size) + 3))
     # Running statistics other than 0 and 1, as after training.
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
@@ -171,6 +173,7 @@ def test_save_and_load_are_bit_equal(tmp_path, head, dtype):
     images = raw_images(channels=3, size=(10, 9))
     assert torch.equal(loaded.logits(images), model.logits(images))
     assert (loaded.class_names, loaded.image_size, loaded.spec) == (NAMES, (10, 9), model.spec)
+    assert loaded.framing == model.framing == Framing((10, 9), resize=13)
     assert torch.equal(loaded.class_counts, COUNTS)
     loaded(loaded.preprocess(images).to(dtype)).sum().backward()
     assert all(parameter.grad is not None for parameter in loaded.parameters())
@@ -210,7 +213,11 @@ def test_damaged_weights_are_refused(tmp_path, damage):
         (("spec", "head"), "cos", r"model\.json: unknown head"),
         (("spec", "in_channels"), 3, r"encoder\.layers\.0\.weight"),
         ("spec", None, r"model\.json does not describe a classifier"),
-        ("image_size", [8], r"model\.json does not describe a classifier"),
+        ("framing", None, r"model\.json: it does not say how images are framed"),
+        ("framing", {"size": [8], "resize": 8, "interpolation": "bilinear"}, r"model\.json does not describe"),
+        ("framing", {"size": [8, 8], "resize": 7, "interpolation": "bilinear"}, r"model\.json does not describe"),
+        ("framing", {"size": [8, 8], "resize": 8, "interpolation": "cubist"}, "interpolation 'cubist'"),
+        ("framing", {"size": [8, 8]}, r"model\.json does not describe a classifier"),
         ("class_names", [], r"model\.json does not describe a classifier"),
     ],
 )
@@ -259,4 +266,25 @@ def test_parts_that_do_not_agree_are_refused(change, words):
     spec = {"encoder": "small_net", "in_channels": 1, "head": "linear"}
     parts = {"class_counts": COUNTS, "logit_prior": TRAIN, "mean": [0.5], "std": [0.25], **change}
     with pytest.raises(ValueError, match=words):
-        build_classifier(spec, NAMES, image_size=(8, 8), **parts)
+        build_classifier(spec, NAMES, framing=Framing((8, 8), resize=8), **parts)
+
+
+def test_a_timm_encoder_is_saved_with_its_image_size_and_loaded_without_its_pretrained_weights(tmp_path, monkeypatch):
+    spec = {"encoder": "test_vit.r160_in1k", "in_channels": 3, "head": "linear"}
+    framing = Framing((32, 48), resize=56, interpolation="bicubic")
+    model = build_classifier(spec, NAMES, COUNTS, TRAIN, [0.5] * 3, [0.25] * 3, framing)
+    assert model.image_size == (32, 48)
+    model.save(tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())["framing"]
+    assert described == {"size": [32, 48], "resize": 56, "interpolation": "bicubic"}
+
+    def no_hub(weights):
+        raise AssertionError(f"asked the hub for {weights}")
+
+    monkeypatch.setattr("longtail.models.pretrained.hub_file", no_hub)
+    loaded = Classifier.load(tmp_path)
+    images = raw_images(channels=3, size=(32, 48))
+    assert loaded.framing == framing
+    assert torch.equal(loaded.predict(images), model.predict(images))
+    with pytest.raises(UserError, match="resize them first"):
+        loaded.predict(raw_images(channels=3, size=(32, 32)))

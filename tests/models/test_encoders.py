@@ -1,11 +1,12 @@
 import inspect
+import sys
 import time
 
 import pytest
 import torch
 
 from longtail.errors import UserError
-from longtail.models import SmallNet, build_encoder, encoder_names, feature_dim
+from longtail.models import SmallNet, build_encoder, choose_weights, encoder_defaults, encoder_names, feature_dim
 
 
 @pytest.mark.parametrize("name", encoder_names())
@@ -43,6 +44,26 @@ def test_unknown_name_tells_the_near_ones():
         build_encoder("cifar_resnet23", 3)
     with pytest.raises(UserError, match="did you mean 'small_net'"):
         build_encoder("smallnet", 3)
+    with pytest.raises(UserError, match="did you mean 'vit_base_"):
+        build_encoder("vit_base", 3)
+    with pytest.raises(UserError, match=r"'resnet50\.a9_in1k'; did you mean .*'resnet50\.a\d_in1k'"):
+        encoder_defaults("resnet50.a9_in1k")
+
+
+@pytest.mark.parametrize("name", ["qqqqqqqq", "", "hf-hub:timm/resnet50.a1_in1k/"])
+def test_the_whole_of_timm_is_never_listed(name):
+    with pytest.raises(UserError) as caught:
+        build_encoder(name, 3)
+    assert len(str(caught.value)) < 200
+
+
+def test_our_own_encoders_need_no_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # importing it is an ImportError now
+    build_encoder("cifar_resnet20", 3, (32, 32))
+    assert encoder_defaults("small_net") is None
+    assert choose_weights("small_net", None, 1, (8, 8)) == ("none", None)
+    with pytest.raises(ImportError):
+        build_encoder("resnet18", 3)
 
 
 @pytest.mark.parametrize("in_channels", [0, -1, 1.5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import re
@@ -18,10 +19,10 @@ import yaml
 
 from longtail.config import TrainConfig, replace_options
 from longtail.errors import UserError
-from longtail.metrics import evaluate_predictions, per_class_table
+from longtail.metrics.folds import fold_figures
 from longtail.reporting import write_report
 from longtail.reporting.svg import Scale, linear_scale, number, percent
-from longtail.training.evaluation import write_evaluation
+from longtail.training.evaluation import Evaluation, summarise, write_evaluation
 
 DASH = "\u2013"
 EVIL = "<script>alert(1)</script>"
@@ -86,17 +87,17 @@ def make_run(folder: Path, counts: list[int], tests: list[int], names: list[str]
     return write_figures(folder, counts, tests, names, seed=0)
 
 
-def write_figures(folder: Path, counts: list[int], tests: list[int], names: list[str], seed: int) -> dict:
+def write_figures(
+    folder: Path, counts: list[int], tests: list[int], names: list[str], seed: int, edges: tuple[int, int] = (100, 20)
+) -> dict:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(tests))
     logits = torch.randn(len(labels), len(counts), generator=torch.Generator().manual_seed(seed))
     logits[torch.arange(len(labels)), labels] += 2.0
-    totals = torch.tensor(counts)
-    evaluation = evaluate_predictions(logits, labels, totals, torch.full((len(counts),), 1 / len(counts)))
-    evaluation["selection"] = "last"
-    evaluation["class_names"], evaluation["class_counts"] = names, counts
-    evaluation["worst_class_name"] = names[evaluation["worst_class"]["class"]]
+    evaluation = summarise(
+        logits, labels, torch.tensor(counts), torch.full((len(counts),), 1 / len(counts)), names, edges
+    )
     folder.mkdir(exist_ok=True)
-    write_evaluation(folder, evaluation, per_class_table(logits, labels, totals, names))
+    write_evaluation(folder, evaluation)
     return json.loads((folder / "evaluation.json").read_text())
 
 
@@ -316,7 +317,8 @@ def test_many_classes_stay_small_and_fast(tmp_path: Path) -> None:
         for k, n in enumerate(counts)
     ]
     small = make_run(tmp_path / "small", COUNTS, TESTS, NAMES)
-    write_evaluation(tmp_path, small | {"classes": classes}, rows)
+    nothing = torch.empty(0)
+    write_evaluation(tmp_path, Evaluation(small | {"classes": classes}, rows, nothing, nothing))
     began = time.perf_counter()
     path = write_report(tmp_path)
     assert time.perf_counter() - began < 3.0
@@ -348,3 +350,147 @@ def test_scales_place_values_and_choose_round_ticks() -> None:
     assert flat.low < 2.0 < flat.high
     assert linear_scale([0.0], 0.0, 1.0).high > 0
     assert [number(v) for v in (8142, 24426, 0.07, 1e-5)] == ["8142", "24\u202f426", "0.07", "1e-05"]
+
+
+def test_every_class_figure_stands_beside_its_test_images(run: Path) -> None:
+    full(run)
+    page = read(run)
+    with (run / "per_class.csv").open(newline="") as file:
+        classes = list(csv.DictReader(file))
+    rows = {row[0]: row for row in page.rows if len(row) == 8}
+    for line in classes:
+        assert rows[line["name"]][3] == line["test_images"]
+        if int(line["confused_count"]):
+            taken = f"{line['most_confused_with']} ({line['confused_count']} of {line['test_images']})"
+            assert rows[line["name"]][7] == taken
+    for folder in (run, run / "teacher"):
+        figures = json.loads((folder / "evaluation.json").read_text())
+        with (folder / "per_class.csv").open(newline="") as file:
+            worst = list(csv.DictReader(file))[figures["worst_class"]["class"]]
+        assert f"{worst['name']}: {worst['correct']} of {worst['test_images']}" in page.text
+    assert "5 classes with fewer than 20 training images; 99 test images" in page.text
+    # What the script builds is what the page holds without it.
+    (own,) = [text for values, text in page.scripts if not values.get("type")]
+    assert "${r.confused} (${r.times} of ${r.test})" in own
+
+
+def test_group_edges_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    make_run(tmp_path, COUNTS, TESTS, NAMES)
+    usual = read(tmp_path).text
+    assert "many: more than 100 training images, medium: 20 to 100, few: fewer than 20" in usual
+    assert "set for this run" not in usual
+    write_figures(tmp_path, COUNTS, TESTS, NAMES, seed=0, edges=(37, 8))
+    text = read(tmp_path).text
+    assert text.count("many: more than 37 training images, medium: 8 to 37, few: fewer than 8") == 2
+    assert "4 classes with more than 37 training images" in text
+    assert "These edges were set for this run; most published figures use 100 and 20." in text
+    assert not re.search(r"than (100|20) training", text)
+
+
+RECORD = {
+    "notes": [f"3 images lie in train and test, first {EVIL}.", "2 classes have one image each."],
+    "train_images": 12345,
+    "test_images": 321,
+    "skipped": [{"file": f"a/{EVIL}.jpg", "reason": "cut off <at> 12 %"}, {"file": "b.tif", "reason": "empty"}],
+    "skipped_count": 2,
+    "test_split": "held out: 20 % of each class, seed 0",
+}
+
+
+def test_the_data_is_told(run: Path) -> None:
+    assert "About the data" not in read(run).text
+    (run / "data.json").write_text(json.dumps(RECORD))
+    page = read(run)
+    assert "12 345 training images, 321 test images. Test set: held out: 20 % of each class, seed 0." in page.text
+    for note in RECORD["notes"]:
+        assert note in page.words
+    assert [f"a/{EVIL}.jpg", "cut off <at> 12 %"] in page.rows
+    assert "2 files that were skipped" in page.text
+    assert "are listed" not in page.text
+    assert EVIL not in (run / "report.html").read_text()
+    (run / "data.json").write_text(json.dumps(RECORD | {"skipped_count": 4000}))
+    assert "4000 files that were skipped The first 2 are listed." in read(run).text
+    (run / "data.json").write_text(json.dumps(RECORD | {"skipped": [], "skipped_count": 0, "notes": []}))
+    assert "skipped" not in read(run).text
+    for broken in ("[]", '{"notes": []}', json.dumps(RECORD | {"skipped": [1]}), json.dumps(RECORD)[:-9]):
+        (run / "data.json").write_text(broken)
+        with pytest.raises(UserError, match=r"data\.json cannot be read"):
+            write_report(run)
+
+
+def make_folds(folder: Path, folds: int, repeats: int) -> dict:
+    """Write a run over folds: each fold's figures, and on top those of the first deal as one test set."""
+    parts = []
+    for position in range(folds * repeats):
+        tests = [6, 6, 6, 6, 6, 2, 2, 1, position % 2, 0]
+        parts.append(make_run(folder / f"fold-{position}", COUNTS, tests, NAMES, seed=position))
+        parts[-1] = write_figures(folder / f"fold-{position}", COUNTS, tests, NAMES, seed=position)
+    first = [sum(6 if k < 5 else 2 if k < 7 else int(k == 7) for _ in range(folds)) for k in range(8)]
+    make_run(folder, COUNTS, [*first, folds // 2, 0], NAMES)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation["folds"] = fold_figures(parts, folds, repeats)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return evaluation
+
+
+def test_figures_over_folds_come_first(tmp_path: Path) -> None:
+    evaluation = make_folds(tmp_path, folds=4, repeats=1)
+    write_report(tmp_path / "fold-2")
+    page = read(tmp_path)
+    record = evaluation["folds"]
+    names = ["top1", "balanced_accuracy", "many", "medium", "few", "worst_class", "ece"]
+    of = [record["figures"][name] for name in names]
+    rows = {row[0]: [re.sub(r"\s+", " ", cell).strip() for cell in row[1:]] for row in page.rows if len(row) == 9}
+    assert rows["Fold"] == [
+        "Test images",
+        "Top-1",
+        "Balanced",
+        "Many",
+        "Medium",
+        "Few",
+        "Worst class",
+        "Calibration error",
+    ]
+    assert rows["Mean"] == ["", *[percent(figure["mean"]).replace("\u00a0", " ") for figure in of]]
+    assert rows["Standard dev."] == ["", *[percent(figure["sd"]).replace("\u00a0", " ") for figure in of]]
+    for position in range(4):
+        cells = [percent(figure["values"][position]).replace("\u00a0", " ") for figure in of]
+        cells[5] += f" of {record['figures']['worst_class']['test_images'][position]}"
+        assert rows[f"Fold {position + 1}"] == [str(record["test_images"][position]), *cells]
+    assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == ["fold-2/report.html"]
+    assert "Each image was tested by a model that had not seen it." in page.text
+    assert "Student's t" not in page.text
+    titles = [values["id"] for tag, values in page.tags if tag == "h2"]
+    assert titles[:3] == ["folds-title", "figures-title", "tail-title"]
+    assert "All folds pooled" in page.text
+    assert "4 folds, seed 3" in page.text
+    assert "one run" not in page.text
+    assert "Versions and hardware are in the reports of the folds." in page.text
+    assert not [a for a in page.all("a") if a["href"] == "#training"]
+
+
+def test_folds_dealt_again_have_an_interval_and_say_what_is_pooled(tmp_path: Path) -> None:
+    evaluation = make_folds(tmp_path, folds=2, repeats=3)
+    evaluation["folds"]["figures"]["few"] |= {"values": [None] * 5 + [0.5], "undefined": 5, "mean": 0.5, "sd": None}
+    evaluation["folds"]["figures"]["few"] |= {"interval": None}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    page = read(tmp_path)
+    low, high = evaluation["folds"]["figures"]["top1"]["interval"]
+    assert next(row for row in page.rows if row[0] == "95\u00a0% interval")[2] == (
+        f"{100 * low:.1f} {DASH} {100 * high:.1f}\u00a0%"
+    )
+    assert "50.0 % in 1 of 6 folds" in page.text
+    assert "Fold 2, deal 3" in page.text
+    assert "They are those of the first deal, so that each image counts once." in page.text
+    evaluation["test_images"] = sum(evaluation["folds"]["test_images"])
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "Each image counts 3 times, so the intervals below are too narrow." in read(tmp_path).text
+
+
+def test_a_changed_record_of_folds_is_refused(tmp_path: Path) -> None:
+    evaluation = make_folds(tmp_path, folds=2, repeats=1)
+    record = evaluation["folds"]
+    for broken in ([], {"folds": 2}, record | {"repeats": 2}, record | {"figures": {"top1": {"values": [1, 1]}}}):
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation | {"folds": broken}))
+        with pytest.raises(UserError, match=r"evaluation\.json cannot be read as figures over folds"):
+            write_report(tmp_path)

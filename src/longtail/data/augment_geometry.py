@@ -14,23 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longtail.data.augment_tone import widest_float
+
+Fill = int | Tensor  # the value outside the image: one for all channels, or uint8 ``[C]``
+
 _FIXED = 1 << 16  # Pillow's nearest-neighbour transform counts in 16.16 fixed point
 
 
-def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, fill: int) -> Tensor:
+def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, fill: Fill) -> Tensor:
     """Read pixels at ``rows`` and ``columns``; what lies outside the image is ``fill``.
 
     Both are int64 and broadcast to ``[B, ...]``; the result is ``[B, C, ...]``.
     """
     batch, channels, height, width = images.shape
     # A frame of one fill pixel: clamping sends "outside" there, on whatever small shapes rows and columns have.
-    framed = F.pad(images, (1, 1, 1, 1), value=fill).flatten(2)
+    if isinstance(fill, int):
+        framed = F.pad(images, (1, 1, 1, 1), value=fill)
+    else:
+        framed = fill.view(1, channels, 1, 1).repeat(batch, 1, height + 2, width + 2)
+        framed[:, :, 1:-1, 1:-1] = images
     index = (rows.clamp(-1, height) + 1) * (width + 2) + (columns.clamp(-1, width) + 1)
-    taken = framed.gather(2, index.reshape(batch, 1, -1).expand(-1, channels, -1))
+    taken = framed.flatten(2).gather(2, index.reshape(batch, 1, -1).expand(-1, channels, -1))
     return taken.view(batch, channels, *index.shape[1:])
 
 
-def shift_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor | None = None, fill: int = 0) -> Tensor:
+def shift_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor | None = None, fill: Fill = 0) -> Tensor:
     """Shift by whole pixels with ``fill`` outside, then mirror left-right where ``flip`` (bool ``[B]``) is true.
 
     ``top`` and ``left`` (int64 ``[B]``) say which input row and column comes first: zero padding by p, then a
@@ -43,7 +51,7 @@ def shift_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor | None = 
     return gather_pixels(images, (top[:, None] + row)[:, :, None], (left[:, None] + column)[:, None, :], fill)
 
 
-def affine_nearest(images: Tensor, maps: Tensor, fill: int) -> Tensor:
+def affine_nearest(images: Tensor, maps: Tensor, fill: Fill) -> Tensor:
     """Apply affine ``maps [B, 6]`` with the nearest pixel, ``fill`` outside (Pillow's ``NEAREST``)."""
     a, b, c, d, e, f = maps.unbind(1)
     coefficients = torch.stack([a, b, c + 0.5 * a + 0.5 * b, d, e, f + 0.5 * d + 0.5 * e])
@@ -56,7 +64,7 @@ def affine_nearest(images: Tensor, maps: Tensor, fill: int) -> Tensor:
     return gather_pixels(images, rows, columns, fill)
 
 
-def shear_bicubic(images: Tensor, amounts: Tensor, fill: int) -> Tensor:
+def shear_bicubic(images: Tensor, amounts: Tensor, fill: Fill) -> Tensor:
     """Shear left-right: row y reads ``amounts [B]`` * (y + 1/2) pixels to the right, ``fill`` outside.
 
     Agrees with Pillow's ``AFFINE`` map (1, amount, 0, 0, 1, 0) and ``BICUBIC``. No row mixes with another, so
@@ -74,21 +82,38 @@ def shear_bicubic(images: Tensor, amounts: Tensor, fill: int) -> Tensor:
     v0, v1, v2, v3 = taps.unbind(2)
     value = v1 + t * ((v2 - v0) + t * ((2 * (v0 - v1) + v2 - v3) + t * (v1 - v0 - v2 + v3)))
     outside = (source < 0) | (source >= width)
-    return value.clamp_(0, 255).to(torch.uint8).masked_fill_(outside[:, None], fill)
+    return _fill_where(outside, value.clamp_(0, 255).to(torch.uint8), fill)
 
 
-def affine_bilinear(images: Tensor, maps: Tensor, fill: int) -> Tensor:
-    """Apply affine ``maps [B, 6]`` with 4 taps, to the nearest level; a tap outside counts as ``fill``."""
+def affine_bilinear(images: Tensor, maps: Tensor, fill: Fill, extend: bool = False) -> Tensor:
+    """Apply affine ``maps [B, 6]`` with 4 taps, to the nearest level.
+
+    A tap outside the image counts as ``fill``, so the border fades. With ``extend`` the outermost pixels reach
+    to the border instead, and only a point outside the image is ``fill``, as in Pillow's ``BILINEAR`` (which drops
+    the fraction of a level).
+    """
     y, x = _centres(images, maps.dtype)
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
     x, y = a * x + b * y + c, d * x + e * y + f
-    top, left = torch.floor(y - 0.5), torch.floor(x - 0.5)
-    tap = torch.arange(2, device=images.device)[:, None, None]
-    rows, columns = top.long()[:, None] + tap, left.long()[:, None] + tap
-    taps = gather_pixels(images, rows[:, :, None], columns[:, None, :], fill).to(maps.dtype)
-    lines = taps[:, :, :, 0] + (x - 0.5 - left)[:, None, None] * (taps[:, :, :, 1] - taps[:, :, :, 0])
-    value = lines[:, :, 0] + (y - 0.5 - top)[:, None] * (lines[:, :, 1] - lines[:, :, 0])
-    return (value + 0.5).clamp_(0, 255).to(torch.uint8)
+    if not extend:
+        return _sample_bilinear(images, x, y, fill)
+    height, width = images.shape[-2:]
+    outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+    inside = _sample_bilinear(images, x.clamp(0.5, width - 0.5), y.clamp(0.5, height - 0.5), 0)
+    return _fill_where(outside, inside, fill)
+
+
+def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
+    """Enlarge ``boxes [B, 4]`` (int64: left, top, width, height), one an image, to the images' size.
+
+    Bilinear between pixel centres, to the nearest level. What lies beyond a box has no influence, as if it had been
+    cut out first; a box is never larger than its image, so that nothing needs smoothing.
+    """
+    y, x = _centres(images, widest_float(images.device))
+    left, top, width, height = boxes[:, :, None, None].unbind(1)
+    x = left + (x * (width / images.shape[-1])).clamp(min=0.5).minimum(width - 0.5)
+    y = top + (y * (height / images.shape[-2])).clamp(min=0.5).minimum(height - 0.5)
+    return _sample_bilinear(images, x, y, 0)
 
 
 def rotation_maps(degrees: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:
@@ -101,6 +126,24 @@ def rotation_maps(degrees: Tensor, height: int, width: int, scale: Tensor | None
     cos, sin = torch.cos(angle) * shrink, torch.sin(angle) * shrink
     x, y = width / 2, height / 2
     return torch.stack([cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y], dim=1)
+
+
+def _sample_bilinear(images: Tensor, x: Tensor, y: Tensor, fill: Fill) -> Tensor:
+    """Read the images at (x, y), which broadcast to ``[B, H, W]``; a tap outside counts as ``fill``."""
+    top, left = torch.floor(y - 0.5), torch.floor(x - 0.5)
+    tap = torch.arange(2, device=images.device)[:, None, None]
+    rows, columns = top.long()[:, None] + tap, left.long()[:, None] + tap
+    # Positions may need float64; mixing 8-bit levels does not.
+    taps = gather_pixels(images, rows[:, :, None], columns[:, None, :], fill).float()
+    to_right, to_below = (x - 0.5 - left).float()[:, None, None], (y - 0.5 - top).float()[:, None]
+    lines = taps[:, :, :, 0] + to_right * (taps[:, :, :, 1] - taps[:, :, :, 0])
+    value = lines[:, :, 0] + to_below * (lines[:, :, 1] - lines[:, :, 0])
+    return (value + 0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def _fill_where(outside: Tensor, images: Tensor, fill: Fill) -> Tensor:
+    """Return the images ``[B, C, H, W]`` with ``fill`` where ``outside [B, H, W]``."""
+    return torch.where(outside[:, None], fill if isinstance(fill, int) else fill[:, None, None], images)
 
 
 def _centres(images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ def invert(images: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Return tables ``[B, 1, 256]`` that keep the highest ``bits [B]`` (1 to 8) of a value."""
+    """Return tables ``[B, 1, 256]`` that keep the highest ``bits [B]`` (0, which is black, to 8) of a value."""
     dropped = (8 - bits).to(torch.int64)[:, None, None]
     return ((_levels(images) >> dropped) << dropped).to(torch.uint8)
 
@@ -54,9 +54,16 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Return tables ``[B, 1, 256]`` that blend with the mean gray: ``factor [B]`` 0 is flat, 1 the image."""
     count = images.shape[-2] * images.shape[-1]
-    total = _luma(images).to(torch.int32).sum(dim=(2, 3), dtype=torch.int64)
+    total = luma(images).to(torch.int32).sum(dim=(2, 3), dtype=torch.int64)
     mean = (2 * total + count) // (2 * count)  # rounds half up
     return _blend(mean[:, :, None].float(), _levels(images).float(), factor[:, None, None])
+
+
+def solarize_add(images: Tensor, added: Tensor) -> Tensor:
+    """Return tables ``[B, 1, 256]`` that add ``added [B]`` (whole, not negative) to the values under 128."""
+    level = _levels(images)
+    raised = (level + added.to(torch.int64)[:, None, None]).clamp(max=255)
+    return torch.where(level < 128, raised, level).to(torch.uint8)
 
 
 def autocontrast(images: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ def color(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the gray image: ``factor [B]`` 0 is gray, 1 the image. One channel has no colour."""
     if images.shape[1] == 1:
         return images
-    return _blend(_luma(images), images.float(), factor[:, None, None, None])
+    return _blend(luma(images), images.float(), factor[:, None, None, None])
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -107,12 +114,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     return _blend(smooth, values, factor[:, None, None, None])
 
 
-def _levels(images: Tensor) -> Tensor:
-    """Return the identity table, int64 ``[1, 1, 256]``."""
-    return torch.arange(256, device=images.device).view(1, 1, 256)
-
-
-def _luma(images: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """Return the gray image, whole float32 ``[B, 1, H, W]``: ITU-R 601 weights in 16 bits, as Pillow's "L".
 
     Every intermediate value is a whole number under 2**24, so float32 is exact (and faster than integers).
@@ -121,6 +123,11 @@ def _luma(images: Tensor) -> Tensor:
         return images.float()
     red, green, blue = torch.split(images.float(), 1, dim=1)
     return torch.floor((red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 65536)
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Return the identity table, int64 ``[1, 1, 256]``."""
+    return torch.arange(256, device=images.device).view(1, 1, 256)
 
 
 def _blend(base: Tensor, values: Tensor, factor: Tensor) -> Tensor:

@@ -8,15 +8,14 @@ results rest on, shear, translate and the enhance operations take a random sign,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from longtail.data import augment_geometry as geometry
 from longtail.data import augment_tone as tone
+from longtail.data.augment_operations import Operation, Plan, apply_plan, apply_step
 from longtail.data.batch_augment import Draws, whole
 
 FILL = 128
@@ -52,26 +51,6 @@ CIFAR_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] 
 )
 
 
-class Operation(NamedTuple):
-    """One operation and its amount at magnitude index 0..9.
-
-    ``apply(images [B, C, H, W], amounts [B])`` returns images, or lookup tables if ``is_table``. The amount
-    is ``start + slope * index``, the slope's sign being random if ``signed``; it is rounded if ``whole``.
-    """
-
-    apply: Callable[[Tensor, Tensor], Tensor]
-    is_table: bool
-    start: float = 0.0
-    slope: float = 0.0
-    signed: bool = False
-    whole: bool = False
-
-    def amount(self, index: int, sign: int = 1) -> float:
-        """Return the amount at a magnitude index; ``sign`` (1 or -1) counts only where signed."""
-        value = self.start + (sign if self.signed else 1) * self.slope * index
-        return float(round(value)) if self.whole else value
-
-
 def _shear_x(images: Tensor, amounts: Tensor) -> Tensor:
     return geometry.shear_bicubic(images, amounts, FILL)
 
@@ -105,22 +84,14 @@ OPERATIONS: dict[str, Operation] = {
     "sharpness": Operation(tone.sharpness, False, start=1.0, slope=0.1, signed=True),
     "contrast": Operation(tone.contrast, True, start=1.0, slope=0.1, signed=True),
     "brightness": Operation(tone.brightness, True, start=1.0, slope=0.1, signed=True),
-    "posterize": Operation(tone.posterize, True, start=8.0, slope=-4 / 9, whole=True),  # bits kept
+    "posterize": Operation(tone.posterize, True, start=8.0, slope=-4 / 9, whole="nearest"),  # bits kept
     "solarize": Operation(tone.solarize, True, start=256.0, slope=-256 / 9),  # threshold
     "autocontrast": Operation(lambda images, _: tone.autocontrast(images), True),
     "equalize": Operation(lambda images, _: tone.equalize(images), True),
     "invert": Operation(lambda images, _: tone.invert(images), True),
 }
-OPERATION_NAMES = tuple(sorted(OPERATIONS, key=lambda name: OPERATIONS[name].is_table))  # tables last
-_FIRST_TABLE = sum(not operation.is_table for operation in OPERATIONS.values())
+OPERATION_NAMES = tuple(OPERATIONS)
 _SKIP = len(OPERATION_NAMES)
-
-
-class Plan(NamedTuple):
-    """What happens to each sample, one operation after the other (tensors ``[B, 2]``)."""
-
-    operation: Tensor  # int64: position in OPERATION_NAMES, or its length for "nothing"
-    amount: Tensor  # float64 where the device has it
 
 
 def draw_plan(draws: Draws) -> Plan:
@@ -135,38 +106,13 @@ def draw_plan(draws: Draws) -> Plan:
 
 
 def apply_operations(images: Tensor, operation: Tensor, amount: Tensor) -> Tensor:
-    """Apply one operation to each image, in as many steps as there are kinds of operations.
-
-    ``operation [B]`` is a position in `OPERATION_NAMES` (its length: nothing happens), ``amount [B]`` the
-    operation's amount.
-    """
-    # Sorted by operation, each one's samples are a slice; reading the lengths is the only host wait.
-    order = torch.argsort(operation, stable=True)
-    lengths = torch.bincount(operation, minlength=_SKIP + 1).tolist()
-    images = images.index_select(0, order)
-    slices = torch.split(images, lengths)
-    slice_amounts = torch.split(amount.index_select(0, order), lengths)
-    tables = []
-    for name, members, amounts in zip(OPERATION_NAMES, slices, slice_amounts, strict=False):
-        if not len(members):
-            continue
-        result = OPERATIONS[name].apply(members, amounts)
-        if OPERATIONS[name].is_table:
-            tables.append(result.expand(len(members), images.shape[1], 256))
-        else:
-            members.copy_(result)
-    if tables:
-        to_look_up = images[sum(lengths[:_FIRST_TABLE]) : sum(lengths[:_SKIP])]
-        to_look_up.copy_(tone.apply_table(to_look_up, torch.cat(tables)))
-    return images.index_select(0, torch.argsort(order))
+    """Apply one operation to each image: `apply_step` with the positions of `OPERATION_NAMES`."""
+    return apply_step(images, operation, amount, OPERATIONS)
 
 
 def auto_augment(images: Tensor, draws: Draws) -> Tensor:
     """Augment uint8 ``images [B, C, H, W]`` by one randomly drawn CIFAR-10 sub-policy for each sample."""
-    plan = draw_plan(draws)
-    for operation, amount in zip(plan.operation.unbind(1), plan.amount.unbind(1), strict=True):
-        images = apply_operations(images, operation, amount)
-    return images
+    return apply_plan(images, draw_plan(draws), OPERATIONS)
 
 
 @lru_cache(maxsize=16)

@@ -6,15 +6,30 @@ augmentation depends on the seed, the epoch, the view and the sample's id, not o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 
 import torch
 from torch import Tensor
 
 from longtail.data import augment_geometry as geometry
 from longtail.data import augment_tone as tone
+from longtail.data.augment_filter import gaussian_blur
+from longtail.data.augment_operations import Operation, Plan, apply_plan, apply_step
 from longtail.data.keyed import keyed_uniform
+
+_TRIES = 10  # of a random crop to fit into its image
+_ASPECT = (3 / 4, 4 / 3)  # width over height of a random crop
+
+_JITTER = {
+    "saturation": Operation(tone.color, False),
+    "brightness": Operation(tone.brightness, True),
+    "contrast": Operation(tone.contrast, True),
+}
+_BLUR_SIGMA = (0.1, 2.0)
+_BLUR = {"blur": Operation(lambda images, sigma: gaussian_blur(images, sigma, largest=_BLUR_SIGMA[1]), False)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Draws:
         return keyed_uniform(self.seed, self.stream, self.epoch, name, ids=self.ids, count=count).unbind(1)
 
 
-def whole(uniform: Tensor, count: int) -> Tensor:
+def whole(uniform: Tensor, count: int | Tensor) -> Tensor:
     """Turn uniforms in [0, 1) to int64 in 0 .. count - 1, all equally likely."""
     return (uniform * count).to(torch.int64)
 
@@ -98,6 +113,70 @@ def random_tone_jitter(images: Tensor, draws: Draws) -> Tensor:
     return tone.apply_table(images, tone.brightness(images, between(brightness, 0.8, 1.2)))
 
 
+def random_boxes(heights: Tensor, widths: Tensor, draws: Draws, area: tuple[float, float]) -> Tensor:
+    """Draw the box that each image's random resized crop keeps (Szegedy et al. 2015, "Going deeper").
+
+    Its share of the area is uniform, the logarithm of its aspect ratio is uniform over 3/4 to 4/3, and it lies
+    anywhere. The first of ten tries that fits into the image counts; without one it is the largest centred box whose
+    aspect ratio is in that range.
+
+    Args:
+        heights: int64 ``[B]``, the images' heights in pixels, at least 1.
+        widths: int64 ``[B]``, their widths.
+        draws: the view's random numbers.
+        area: smallest and largest share of the image's area, above 0 and at most 1.
+
+    Returns:
+        int64 ``[B, 4]``: left, top, width and height in pixels.
+    """
+    real = tone.widest_float(heights.device)
+    uniforms = torch.stack(draws.uniform("resized_crop", 2 * _TRIES + 2), dim=1).to(real)
+    target = (heights * widths).to(real)[:, None] * between(uniforms[:, :_TRIES], *area)
+    aspect = between(uniforms[:, _TRIES:-2], math.log(_ASPECT[0]), math.log(_ASPECT[1])).exp()
+    width, height = torch.sqrt(target * aspect).round(), torch.sqrt(target / aspect).round()
+    fits = (width >= 1) & (width <= widths[:, None]) & (height >= 1) & (height <= heights[:, None])
+    # What a try is worth: the first that fits most, a try that does not fit nothing.
+    first = (fits * torch.arange(_TRIES, 0, -1, device=heights.device)).argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    width = torch.where(found, width.gather(1, first).squeeze(1), (heights * _ASPECT[1]).round().minimum(widths))
+    height = torch.where(found, height.gather(1, first).squeeze(1), (widths / _ASPECT[0]).round().minimum(heights))
+    free_x, free_y = widths - width.to(torch.int64), heights - height.to(torch.int64)
+    left = torch.where(found, whole(uniforms[:, -2], free_x + 1), free_x // 2)
+    top = torch.where(found, whole(uniforms[:, -1], free_y + 1), free_y // 2)
+    return torch.stack([left, top, widths - free_x, heights - free_y], dim=1)
+
+
+def random_flip(images: Tensor, draws: Draws) -> Tensor:
+    """Mirror half of the images left-right."""
+    (flip,) = draws.uniform("flip", 1)
+    return torch.where((flip < 0.5)[:, None, None, None], images.flip(-1), images)
+
+
+def random_color_jitter(images: Tensor, draws: Draws, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation by a factor of 1 - strength to 1 + strength each, in any order.
+
+    Each step rounds down to whole levels, as Pillow's ``ImageEnhance``. Gray images have no saturation.
+    """
+    order, *factors = draws.uniform("color_jitter", 1 + len(_JITTER))
+    orders = _orders(len(_JITTER), images.device)
+    operation = orders[whole(order, len(orders))]
+    factor = between(torch.stack(factors, dim=1), 1 - strength, 1 + strength)
+    return apply_plan(images, Plan(operation, factor.gather(1, operation)), _JITTER)
+
+
+def random_grayscale(images: Tensor, draws: Draws, probability: float) -> Tensor:
+    """Take the colour out of a share of the images: all channels become Pillow's "L"."""
+    (gray,) = draws.uniform("grayscale", 1)
+    return torch.where((gray < probability)[:, None, None, None], tone.luma(images).to(torch.uint8), images)
+
+
+def random_blur(images: Tensor, draws: Draws, probability: float) -> Tensor:
+    """Smooth a share of the images with a Gaussian of 0.1 to 2 pixels (as in SimCLR and MoCo v2)."""
+    blur, sigma = draws.uniform("blur", 2)
+    operation = (blur >= probability).to(torch.int64)  # 0 blurs, 1 is "nothing"
+    return apply_step(images, operation, between(sigma, *_BLUR_SIGMA), _BLUR)
+
+
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return float32 ``(images / 255 - mean) / std``; ``mean`` and ``std`` are per channel, on 0..1."""
     values = images.to(torch.float32).div_(255)
@@ -108,3 +187,9 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return the values as ``[C, 1, 1]``, kept on the device: a copy a step would make the host wait."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+@lru_cache(maxsize=16)
+def _orders(count: int, device: torch.device) -> Tensor:
+    """Return every order of ``count`` things, int64 ``[count!, count]``, kept on the device."""
+    return torch.tensor(list(permutations(range(count))), device=device)

@@ -27,6 +27,11 @@ class Batch:
     ids: Tensor
 
 
+def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return an epoch's order of sample ids, int64 ``[size]``."""
+    return keyed_permutation(seed, "order", epoch, size=size, device=device)
+
+
 class ResidentLoader:
     """Batches of images that lie on the device as uint8.
 
@@ -56,8 +61,7 @@ class ResidentLoader:
     def order(self, epoch: int) -> Tensor:
         """Return the epoch's order of sample ids, int64 ``[N]``."""
         if self._order is None or self._order[0] != epoch:
-            size, device = self.labels.numel(), self.labels.device
-            self._order = epoch, keyed_permutation(self.seed, "order", epoch, size=size, device=device)
+            self._order = epoch, epoch_order(self.labels.numel(), self.seed, epoch, self.labels.device)
         return self._order[1]
 
     def load(self, epoch: int, step: int) -> Batch:
@@ -85,3 +89,6 @@ class ResidentLoader:
         if out is None:
             raise ValueError("fetch needs at least one id")
         return out
+
+    def close(self) -> None:
+        """Nothing runs beside the training that would have to end."""

@@ -1,4 +1,4 @@
-"""Where images come from: a name or a file, as the user wrote it, to checked training and test sets."""
+"""Where images come from: a name, a folder or a file, as the user wrote it, to checked training and test sets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from longtail.config import DataOptions
 from longtail.data.arrays import check_splits, load_arrays, pixel_statistics
 from longtail.data.cifar import cifar_lt
 from longtail.data.counts import PROFILES, check_imbalance, class_profile, long_tailed_indices
 from longtail.data.digits import digits_lt
-from longtail.data.image_set import DataSplits
+from longtail.data.file_splits import FileChecks, label_known, split_files
+from longtail.data.folder import read_folder
+from longtail.data.image_set import DataSplits, ImageSet, LabelledImages
+from longtail.data.keyed import derive_seed
+from longtail.data.listing import Listing
+from longtail.data.manifest import check_exists, read_manifest
+from longtail.data.published import PUBLISHED, read_published
+from longtail.data.split_list import read_split_list
+from longtail.data.splits import fold_of
 from longtail.errors import UserError, unknown_name
 
 DEFAULT_ROOT = ".data"
 DEFAULT_IMBALANCE = 100.0
+_MANIFESTS = (".csv", ".tsv", ".parquet", ".pq")
+_LISTS = (".txt", ".lst")
 
 
 def _digits(imbalance: float, profile: str, root: str) -> DataSplits:
@@ -40,68 +53,159 @@ _SOURCES: dict[str, Callable[[float, str, str], DataSplits]] = {
 
 def source_names() -> list[str]:
     """Return the data sets that ``load_data`` knows by name."""
-    return sorted(_SOURCES)
+    return sorted([*_SOURCES, *PUBLISHED])
 
 
 def load_data(
     data: str,
     *,
     imbalance: float | None = None,
-    profile: str = "exponential",
     root: str | None = None,
+    folds: int | None = None,
+    source: DataOptions | None = None,
+    checks: FileChecks | None = None,
 ) -> DataSplits:
     """Return the training and test set that ``data`` names, checked.
 
     Args:
-        data: a name (see ``source_names``) or the path of an ``.npz`` file (see ``load_arrays``).
-        imbalance: largest over smallest training class, at least 1. None: 100 for the named sources, and a
-            file's training set as it is. A file with another profile is cut: class c (in label order) keeps
-            at most what the profile, with the largest class as n_max, gives it.
-        profile: ``"exponential"`` or ``"step"``, the shape that ``imbalance`` asks for.
-        root: folder of downloaded files, ``.data`` by default; ``digits-lt`` and files do not use it.
+        data: a name (see ``source_names``), a folder of images, a manifest (``.csv``, ``.tsv``, ``.parquet``), a split
+            list (``.txt``) or an ``.npz`` file of arrays (see ``load_arrays``).
+        imbalance: largest over smallest training class, at least 1. None: 100 for the long-tailed sets that are made
+            here, and any other training set as it is. One with another profile is cut: the classes, from the largest
+            down, keep at most what the profile gives them, with the largest class as n_max.
+        root: folder that listed paths are relative to, or that holds a published data set (``.data`` by default).
+        folds: deal all images out to this many parts, of which ``source.fold`` is the test set.
+        source: how to read and split, see :class:`longtail.config.DataOptions`.
+        checks: how image files are looked at before anything is trained.
 
     Raises:
         UserError: no such name or file, unreadable content, or a bad option; the message says which.
     """
+    source = source or DataOptions()
     if imbalance is not None:
         check_imbalance(imbalance)
-    if profile not in PROFILES:
-        raise unknown_name("profile", profile, PROFILES)
+    if source.profile not in PROFILES:
+        raise unknown_name("profile", source.profile, PROFILES)
     if data in _SOURCES:
+        if folds is not None or source.test is not None:
+            option = "--folds" if folds is not None else "--source.test"
+            raise UserError(f"{data} has a test set of its own, which published figures are on; leave out {option}.")
         load = _SOURCES[data]
-        splits = load(DEFAULT_IMBALANCE if imbalance is None else imbalance, profile, root or DEFAULT_ROOT)
+        wanted = DEFAULT_IMBALANCE if imbalance is None else imbalance
+        splits = load(wanted, source.profile, root or DEFAULT_ROOT)
     else:
-        splits = load_arrays(_array_file(data))
+        listing = _listing(data, root, source)
+        if listing is None:
+            splits = load_arrays(Path(data).expanduser())
+            splits = splits if folds is None else _fold_arrays(splits, folds, source)
+        else:
+            splits = split_files(listing, folds, source, checks or FileChecks())
+        if data in PUBLISHED:
+            splits = replace(splits, mean=PUBLISHED[data].mean, std=PUBLISHED[data].std)
         if imbalance is not None:
-            splits = _cut(splits, imbalance, profile)
+            splits = _cut(splits, imbalance, source.profile)
     check_splits(splits)
     return splits
 
 
-def _array_file(data: str) -> Path:
+def load_test_set(
+    data: str,
+    class_names: tuple[str, ...],
+    *,
+    root: str | None = None,
+    source: DataOptions | None = None,
+    checks: FileChecks | None = None,
+) -> DataSplits:
+    """Return labelled images to evaluate a model of ``class_names`` on, as the ``test`` of the result.
+
+    That is the test set of ``data`` or, where its images are not split, all of them.
+
+    Raises:
+        UserError: see :func:`load_data`; or the data has classes that the model does not know.
+    """
+    source = source or DataOptions()
+    listing = None if data in _SOURCES else _listing(data, root, source)
+    if listing is None:
+        return load_data(data, root=root, source=source)
+    return label_known(listing, class_names, source, checks or FileChecks())
+
+
+def _listing(data: str, root: str | None, source: DataOptions) -> Listing | None:
+    """Return what a source of image files lists; None for arrays.
+
+    Raises:
+        UserError: there is nothing of that name.
+    """
+    if data in PUBLISHED:
+        return read_published(data, Path(root or DEFAULT_ROOT).expanduser())
+    accepted = (
+        "give a folder of images, a manifest (.csv, .parquet), a split list (.txt), arrays (.npz) or one of the names "
+        f"{', '.join(source_names())}."
+    )
     path = Path(data).expanduser()
-    accepted = f"give an .npz file or one of the names {', '.join(source_names())}."
+    at, test = Path(root).expanduser() if root else None, Path(source.test).expanduser() if source.test else None
+    ending = path.suffix.lower()
     try:
         is_folder, is_file = bool(data) and path.is_dir(), path.is_file()
     except OSError as error:  # a name too long, a folder that may not be entered
         raise UserError(f"{data[:200]} cannot be looked at ({error.strerror}); {accepted}") from None
     if is_folder:
-        raise UserError(f"{data} is a folder, and folders are not read; {accepted}")
-    if is_file:
-        if path.suffix.lower() != ".npz":
-            raise UserError(f"{data} is not an .npz file; {accepted}")
-        return path
-    if "/" in data or os.sep in data or "." in data:
-        raise UserError(f"no such file or folder: {data}; {accepted}")
-    raise unknown_name("data", data, source_names())
+        return read_folder(path, data, test)
+    if not is_file:
+        if "/" in data or os.sep in data or "." in data:
+            raise UserError(f"no such file or folder: {data}; {accepted}")
+        raise unknown_name("data", data, source_names())
+    if ending in _MANIFESTS:
+        columns = {
+            name: getattr(source, name) for name in ("path_column", "label_column", "split_column", "group_column")
+        }
+        listing = read_manifest(path, data, root=at, test=test, **columns)
+    elif ending in _LISTS:
+        listing = read_split_list(path, data, root=at, test=test)
+    elif ending == ".npz":
+        if test is not None:
+            raise UserError("an .npz file holds its own test_images; leave out --source.test.")
+        return None
+    else:
+        raise UserError(f"{data} is not of a kind that is read; {accepted}")
+    check_exists(listing)
+    return listing
+
+
+def _fold_arrays(splits: DataSplits, folds: int, source: DataOptions) -> DataSplits:
+    """Deal all images of an array file out anew."""
+    assert isinstance(splits.train, ImageSet)
+    assert isinstance(splits.test, ImageSet)
+    images = torch.cat([splits.train.images, splits.test.images])
+    whole = replace(splits.train, images=images, labels=torch.cat([splits.train.labels, splits.test.labels]))
+    fold = source.fold or 0
+    seed = derive_seed(source.split_seed, "repeat", fold // folds)
+    in_fold = fold_of(whole.labels, torch.arange(len(whole)), folds, seed) == fold % folds
+    train = whole.subset((~in_fold).nonzero().squeeze(1))
+    mean, std = pixel_statistics(train.images)
+    return replace(
+        splits,
+        train=train,
+        test=whole.subset(in_fold.nonzero().squeeze(1)),
+        mean=mean,
+        std=std,
+        test_split=f"fold {fold % folds + 1} of {folds}"
+        + (f", deal {fold // folds + 1}" if source.repeats > 1 else ""),
+    )
 
 
 def _cut(splits: DataSplits, imbalance: float, profile: str) -> DataSplits:
     """Cut the training set to a profile; one that already has it is left as it is, order included."""
-    have = splits.train.class_counts.tolist()
-    counts = class_profile(profile, have, len(have), imbalance)
-    if counts == have:
+    have = splits.train.class_counts
+    # From the largest class down (equal ones in label order), so that what is long-tailed already stays so.
+    by_size = torch.argsort(have, descending=True, stable=True)
+    counts = torch.empty_like(have)
+    counts[by_size] = torch.tensor(class_profile(profile, have[by_size].tolist(), len(have), imbalance))
+    if torch.equal(counts, have):
         return splits
-    train = splits.train.subset(long_tailed_indices(splits.train.labels, counts))
-    mean, std = pixel_statistics(train.images)
-    return replace(splits, train=train, mean=mean, std=std)
+    train = splits.train.subset(long_tailed_indices(splits.train.labels, counts.tolist()))
+    cut: LabelledImages = train
+    if isinstance(cut, ImageSet):
+        mean, std = pixel_statistics(cut.images)
+        splits = replace(splits, mean=mean, std=std)
+    return replace(splits, train=cut)

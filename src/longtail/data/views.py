@@ -1,6 +1,7 @@
 """Views: named recipes that turn stored images into what an encoder sees.
 
-A recipe is one function and one line in `_RECIPES`. It maps uint8 images to uint8 images; a view normalises.
+A recipe is one function and one line in `_RECIPES`. It maps uint8 images to uint8 images of the same size; a view
+crops before, where the recipe says so, and normalises after.
 """
 
 from __future__ import annotations
@@ -11,18 +12,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longtail.data.augment_geometry import resize_boxes
 from longtail.data.auto_augment import auto_augment
 from longtail.data.batch_augment import (
     Draws,
     normalise,
+    random_blur,
+    random_boxes,
+    random_color_jitter,
     random_crop_flip,
     random_cutout,
+    random_flip,
+    random_grayscale,
     random_small_affine,
     random_tone_jitter,
 )
+from longtail.data.rand_augment import rand_augment
 from longtail.errors import unknown_name
 
-Recipe = Callable[[Tensor, Draws], Tensor]
+
+@dataclass(frozen=True)
+class Recipe:
+    """What happens to the images of a view before they are normalised.
+
+    Attributes:
+        augment: maps uint8 ``[B, C, H, W]`` to the same shape and type.
+        description: one line for users.
+        crop: share of an image's area, smallest and largest, that a random resized crop keeps before ``augment``;
+            None makes no such crop.
+    """
+
+    augment: Callable[[Tensor, Draws], Tensor]
+    description: str
+    crop: tuple[float, float] | None = None
 
 
 def _none(images: Tensor, draws: Draws) -> Tensor:
@@ -47,12 +69,39 @@ def _tiny(images: Tensor, draws: Draws) -> Tensor:
     return random_tone_jitter(random_small_affine(images, draws), draws)
 
 
-_RECIPES: dict[str, tuple[Recipe, str]] = {
-    "none": (_none, "normalise only: the transform of every test set"),
-    "light": (_light, "zero-padded crop and horizontal flip"),
-    "shift": (_shift, "zero-padded crop, no flip: for images whose mirror image means something else"),
-    "cifar": (_cifar, "crop, flip, AutoAugment (CIFAR-10 policy) and Cutout, as published for CIFAR-LT"),
-    "tiny": (_tiny, "small rotation, scale, shift and tone jitter, no flip: for 8x8 digits and the like"),
+def _photo(images: Tensor, draws: Draws) -> Tensor:
+    return random_color_jitter(random_flip(images, draws), draws, strength=0.2)
+
+
+def _imagenet(images: Tensor, draws: Draws) -> Tensor:
+    images = random_color_jitter(random_flip(images, draws), draws, strength=0.4)
+    return rand_augment(images, draws)
+
+
+def _imagenet_contrast(images: Tensor, draws: Draws) -> Tensor:
+    images = random_color_jitter(random_flip(images, draws), draws, strength=0.4)
+    images = random_grayscale(images, draws, probability=0.2)
+    images = random_blur(images, draws, probability=0.5)
+    return rand_augment(images, draws)
+
+
+_RECIPES = {
+    "none": Recipe(_none, "normalise only: the transform of every test set"),
+    "light": Recipe(_light, "zero-padded crop and horizontal flip"),
+    "shift": Recipe(_shift, "zero-padded crop, no flip: for images whose mirror image means something else"),
+    "cifar": Recipe(_cifar, "crop, flip, AutoAugment (CIFAR-10 policy) and Cutout, as published for CIFAR-LT"),
+    "tiny": Recipe(_tiny, "small rotation, scale, shift and tone jitter, no flip: for 8x8 digits and the like"),
+    "photo": Recipe(_photo, "resized crop of 25 to 100 %, flip and light colour jitter: photographs", (0.25, 1.0)),
+    "imagenet": Recipe(
+        _imagenet,
+        "resized crop of 8 to 100 %, flip, colour jitter and RandAugment, as published for ImageNet-LT",
+        (0.08, 1.0),
+    ),
+    "imagenet_contrast": Recipe(
+        _imagenet_contrast,
+        "imagenet with random grayscale and blur before RandAugment: its query and key views",
+        (0.08, 1.0),
+    ),
 }
 
 
@@ -70,9 +119,16 @@ class View:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def crop(self) -> tuple[float, float] | None:
+        """Share of an image's area that the recipe's random resized crop keeps, or None: it makes no such crop."""
+        return _RECIPES[self.recipe].crop
+
     @torch.no_grad()
     def __call__(self, images: Tensor, ids: Tensor, seed: int, epoch: int, stream: str) -> Tensor:
         """Return the augmented and normalised images.
+
+        A recipe with a `crop` takes its box out of these images and enlarges it to their size.
 
         Args:
             images: uint8 ``[B, C, H, W]``, C = 1 or 3.
@@ -89,6 +145,53 @@ class View:
             ValueError: the images are not uint8 ``[B, C, H, W]`` with as many channels as ``mean``, or the
                 ids do not fit them.
         """
+        self._check(images, ids)
+        if self.crop is not None and len(images):
+            heights, widths = (torch.full_like(ids, side) for side in images.shape[-2:])
+            images = resize_boxes(images, self.boxes(heights, widths, ids, seed, epoch, stream))
+        return self.normalise(self.augment(images, ids, seed, epoch, stream))
+
+    def boxes(self, heights: Tensor, widths: Tensor, ids: Tensor, seed: int, epoch: int, stream: str) -> Tensor:
+        """Return the box of each image that the recipe's random resized crop keeps.
+
+        For who cuts the box out of an image of any size and resizes it, to call `augment` then.
+
+        Args:
+            heights: int64 ``[B]``, the images' heights in pixels.
+            widths: int64 ``[B]``, their widths.
+            ids: int64 ``[B]``, the samples' ids, on the same device.
+            seed: the run's seed.
+            epoch: the epoch.
+            stream: the view's name in the method.
+
+        Returns:
+            int64 ``[B, 4]``: left, top, width and height in pixels.
+
+        Raises:
+            ValueError: the recipe has no `crop`, or the tensors differ in shape.
+        """
+        if self.crop is None:
+            raise ValueError(f"the recipe {self.recipe!r} makes no random resized crop")
+        if not heights.shape == widths.shape == ids.shape:
+            raise ValueError(f"{list(heights.shape)} heights, {list(widths.shape)} widths, {list(ids.shape)} ids")
+        return random_boxes(heights, widths, Draws(seed=seed, epoch=epoch, stream=stream, ids=ids), self.crop)
+
+    @torch.no_grad()
+    def augment(self, images: Tensor, ids: Tensor, seed: int, epoch: int, stream: str) -> Tensor:
+        """Return what the recipe makes of images that have their size, and their `crop`, already.
+
+        Args and errors as for calling the view; uint8 ``[B, C, H, W]`` in and out.
+        """
+        self._check(images, ids)
+        if not len(images):
+            return images
+        return _RECIPES[self.recipe].augment(images, Draws(seed=seed, epoch=epoch, stream=stream, ids=ids))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 ``images [B, C, H, W]`` as float32 with the data set's mean 0 and deviation 1."""
+        return normalise(images, self.mean, self.std)
+
+    def _check(self, images: Tensor, ids: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"a view takes uint8 images [B, 1 or 3, H, W], not {images.dtype} {list(images.shape)}")
         if images.shape[1] != len(self.mean):
@@ -97,10 +200,6 @@ class View:
             raise ValueError(
                 f"a view takes one id an image on the images' device, not {list(ids.shape)} on {ids.device}"
             )
-        augment, _ = _RECIPES[self.recipe]
-        if len(images):
-            images = augment(images, Draws(seed=seed, epoch=epoch, stream=stream, ids=ids))
-        return normalise(images, self.mean, self.std)
 
 
 def build_view(recipe: str, mean: Sequence[float], std: Sequence[float]) -> View:
@@ -119,4 +218,4 @@ def build_view(recipe: str, mean: Sequence[float], std: Sequence[float]) -> View
 
 def view_recipes() -> dict[str, str]:
     """Return each recipe's name with a description of one line."""
-    return {name: description for name, (_, description) in _RECIPES.items()}
+    return {name: recipe.description for name, recipe in _RECIPES.items()}

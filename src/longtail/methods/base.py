@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from longtail.config import TrainConfig, resolved
-from longtail.data import ImageSet
+from longtail.data import LabelledImages
 from longtail.data.loading import Batch
-from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim
+from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim, load_weights
 
 Fetch = Callable[[str, Tensor, Tensor], Tensor]
 """``fetch(view name, ids [M], rounds [M]) -> images [M, C, H, W]``: views made outside any epoch."""
@@ -28,6 +28,7 @@ class Stage:
         backbone: encoder name.
         epochs: passes over the training images.
         takes: name of the earlier stage whose classifier it is given, or None.
+        weights: what the encoder starts from (see ``longtail.models.choose_weights``).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     backbone: str
     epochs: int
     takes: str | None = None
+    weights: str = "none"
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,23 @@ class MethodContext:
         train: the training set; methods may look at labels and counts, images come through batches.
         mean, std: pixel statistics, for the classifier that is deployed.
         previous: the classifier of the stage named by ``stage.takes``.
+        resumed: whether a saved state will replace all that is built, so that initial weights need not be loaded.
     """
 
     config: TrainConfig
     stage: Stage
-    train: ImageSet
+    train: LabelledImages
     mean: tuple[float, ...]
     std: tuple[float, ...]
     previous: Classifier | None = None
+    resumed: bool = False
 
     def build_encoder(self) -> nn.Module:
-        """Return the stage's encoder, freshly initialised from torch's current random state."""
-        return build_encoder(self.stage.backbone, self.train.channels)
+        """Return the stage's encoder, initialised from torch's current random state or from the stage's weights."""
+        encoder = build_encoder(self.stage.backbone, self.train.channels, self.train.image_size)
+        if self.stage.weights != "none" and not self.resumed:
+            load_weights(encoder, self.stage.backbone, self.stage.weights, self.train.channels)
+        return encoder
 
     def build_head(self, encoder: nn.Module, kind: str) -> nn.Module:
         """Return a fresh ``cosine`` or ``linear`` head for the training set's classes."""
@@ -88,7 +95,7 @@ class MethodContext:
             logit_prior=(prior / prior.sum()).float(),
             mean=self.mean,
             std=self.std,
-            image_size=self.train.image_size,
+            framing=self.train.framing,
             spec=spec,
         )
 
@@ -114,7 +121,8 @@ class Method(nn.Module):
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
         """Return the stages that a run of this method (registered as ``name``) consists of; the last is the result."""
-        return [Stage("train", name, resolved(config.backbone), resolved(config.epochs))]
+        weights = config.pretrained or "none"
+        return [Stage("train", name, resolved(config.backbone), resolved(config.epochs), weights=weights)]
 
     @classmethod
     def build(cls, context: MethodContext) -> Method:
@@ -122,7 +130,7 @@ class Method(nn.Module):
         raise TypeError(f"{cls.__name__} does not say how it is built")
 
     @classmethod
-    def check(cls, config: TrainConfig, train: ImageSet) -> None:
+    def check(cls, config: TrainConfig, train: LabelledImages) -> None:
         """Raise :class:`UserError` for resolved options that this method cannot train with. Default: all fit."""
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -11,13 +11,14 @@ A step, with three views of each image:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from longtail.config import TrainConfig, resolved
-from longtail.data import ImageSet
+from longtail.data import LabelledImages
 from longtail.data.loading import Batch
 from longtail.errors import UserError
 from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
@@ -72,13 +73,24 @@ class GML(Method):
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
         """A teacher trained with L_cls, then the student; the student alone if its teacher is ready or momentum."""
-        student = Stage("student", name, resolved(config.backbone), resolved(config.epochs))
+        student = Stage(
+            "student",
+            name,
+            resolved(config.backbone),
+            resolved(config.epochs),
+            weights=config.pretrained or "none",
+        )
         if config.teacher.kind == "momentum" or config.teacher.run:
             return [student]
+        own = config.teacher
         teacher = Stage(
-            "teacher", "logit_adjustment", resolved(config.teacher.backbone), resolved(config.teacher.epochs)
+            "teacher",
+            "logit_adjustment",
+            resolved(own.backbone),
+            resolved(own.epochs),
+            weights=own.pretrained or "none",
         )
-        return [teacher, Stage(student.name, name, student.backbone, student.epochs, takes=teacher.name)]
+        return [teacher, replace(student, takes=teacher.name)]
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:
@@ -86,7 +98,7 @@ class GML(Method):
         return cls(context)
 
     @classmethod
-    def check(cls, config: TrainConfig, train: ImageSet) -> None:
+    def check(cls, config: TrainConfig, train: LabelledImages) -> None:
         """The queue must hold every class, and a ready teacher must know the same classes and images."""
         capacity = resolved(config.queue.capacity)
         queue_lengths(train.class_counts, capacity, resolved(config.queue.min_per_class))
@@ -159,7 +171,7 @@ class GML(Method):
         return self.context.build_classifier(self.encoder, self.head, self.options.prior_strength)
 
 
-def check_teacher(teacher: Classifier, config: TrainConfig, train: ImageSet) -> None:
+def check_teacher(teacher: Classifier, config: TrainConfig, train: LabelledImages) -> None:
     """Raise :class:`UserError` unless ``teacher`` knows the classes and images of ``train``."""
     if teacher.class_names != train.class_names:
         raise UserError("the teacher's classes are not those of the training data; train it on the same classes.")

@@ -2,14 +2,17 @@
 
 from longtail.models.cifar_resnet import CifarResNet
 from longtail.models.classifier import Classifier, Prior, build_classifier
-from longtail.models.encoders import build_encoder, encoder_names, feature_dim
+from longtail.models.encoders import build_encoder, encoder_defaults, encoder_names, feature_dim
 from longtail.models.heads import CosineHead, LinearHead, ProjectionHead, build_head, unit_vectors
+from longtail.models.pretrained import choose_weights, load_weights
 from longtail.models.small import SmallNet
+from longtail.models.timm_encoder import EncoderDefaults
 
 __all__ = [
     "CifarResNet",
     "Classifier",
     "CosineHead",
+    "EncoderDefaults",
     "LinearHead",
     "Prior",
     "ProjectionHead",
@@ -17,7 +20,10 @@ __all__ = [
     "build_classifier",
     "build_encoder",
     "build_head",
+    "choose_weights",
+    "encoder_defaults",
     "encoder_names",
     "feature_dim",
+    "load_weights",
     "unit_vectors",
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from longtail.data.image_set import Framing
 from longtail.errors import UserError, unknown_name
 from longtail.files import load_tensors, save_tensors
 from longtail.models.encoders import build_encoder, feature_dim
@@ -34,7 +36,7 @@ class Classifier(nn.Module):
         logit_prior: ``[C]``, the class prior that the raw softmax implies: the training prior for plain cross
             entropy, uniform for logit adjustment and GML. Scaled to sum 1.
         mean, std: per-channel pixel statistics on the 0..1 scale.
-        image_size: height and width in pixels that ``preprocess`` takes.
+        framing: how an image of any size is brought to the ``image_size`` that ``preprocess`` takes.
         spec: what ``load`` rebuilds from, JSON-able: ``{"encoder": name, "in_channels": n, "head": name,
             "scale": 30.0}``, the head's name being ``"cosine"`` or ``"linear"``.
 
@@ -56,7 +58,7 @@ class Classifier(nn.Module):
         logit_prior: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
-        image_size: tuple[int, int],
+        framing: Framing,
         spec: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = head
         self.class_names = names
-        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.framing = framing
         self.spec: dict[str, Any] = json.loads(json.dumps(spec))
         self.register_buffer("class_counts", class_counts.detach().to(torch.int64).clone())
         self.register_buffer("logit_prior", _as_prior(logit_prior, len(names), "logit_prior").float())
@@ -81,6 +83,11 @@ class Classifier(nn.Module):
     def num_classes(self) -> int:
         """Number of classes C."""
         return len(self.class_names)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that ``preprocess`` takes."""
+        return self.framing.size
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of images ``[B, in_channels, H, W]`` that are already normalised."""
@@ -168,7 +175,8 @@ class Classifier(nn.Module):
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``model.json`` into ``folder``, which is made if need be."""
-        meta = {"spec": self.spec, "class_names": list(self.class_names), "image_size": list(self.image_size)}
+        framing = asdict(self.framing) | {"size": list(self.image_size)}
+        meta = {"spec": self.spec, "class_names": list(self.class_names), "framing": framing}
         save_tensors(Path(folder), _STEM, self.state_dict(), meta)
 
     @classmethod
@@ -182,7 +190,7 @@ class Classifier(nn.Module):
         where = str(Path(folder) / f"{_STEM}.json")
         try:
             spec, names = dict(meta["spec"]), [str(name) for name in meta["class_names"]]
-            height, width = (int(side) for side in meta["image_size"])
+            framing = _as_framing(meta.get("framing"))
             channels = int(spec["in_channels"])
             uniform = torch.full((len(names),), 1 / len(names))
             # Initial weights are drawn only to be replaced: the caller's random numbers must not move on.
@@ -194,7 +202,7 @@ class Classifier(nn.Module):
                     uniform,
                     [0.0] * channels,
                     [1.0] * channels,
-                    (height, width),
+                    framing,
                 )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
@@ -212,16 +220,26 @@ def build_classifier(
     logit_prior: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    image_size: tuple[int, int],
+    framing: Framing,
 ) -> Classifier:
     """Return a ``Classifier`` of ``spec`` (see there) with new weights from torch's global generator.
 
     Raises:
-        UserError: ``spec`` names an unknown encoder or head.
+        UserError: ``spec`` names an unknown encoder or head, or an encoder that cannot take images of that size.
     """
-    encoder = build_encoder(spec["encoder"], spec["in_channels"])
+    encoder = build_encoder(spec["encoder"], spec["in_channels"], framing.size)
     head = build_head(spec["head"], feature_dim(encoder), len(class_names), float(spec.get("scale", 30.0)))
-    return Classifier(encoder, head, class_names, class_counts, logit_prior, mean, std, image_size, spec)
+    return Classifier(encoder, head, class_names, class_counts, logit_prior, mean, std, framing, spec)
+
+
+def _as_framing(record: Any) -> Framing:
+    """Return the framing that ``model.json`` holds."""
+    if record is None:
+        raise UserError("it does not say how images are framed, so an earlier version wrote it; train the model again.")
+    height, width = (int(side) for side in record["size"])
+    if record["interpolation"] not in ("bilinear", "bicubic"):
+        raise ValueError(f"interpolation {record['interpolation']!r}")
+    return Framing((height, width), int(record["resize"]), record["interpolation"])
 
 
 def _as_prior(values: Tensor | Sequence[float], num_classes: int, what: str) -> Tensor:

@@ -18,8 +18,16 @@ from markupsafe import Markup
 
 from longtail.config import TrainConfig, flatten
 from longtail.files import write_bytes
-from longtail.metrics import GROUPS
-from longtail.reporting.run_record import ClassRow, read_classes, read_evaluation, read_log
+from longtail.metrics import GROUP_EDGES, GROUPS
+from longtail.reporting.run_record import (
+    ClassRow,
+    fold_rows,
+    read_classes,
+    read_data,
+    read_evaluation,
+    read_folds,
+    read_log,
+)
 from longtail.reporting.svg import number, percent
 from longtail.training.run_folder import read_config, read_environment
 
@@ -31,6 +39,13 @@ LOSSES = {
     "classifier": "Classifier loss",
     "gml": "GML contrast loss",
     "distillation": "Distillation loss",
+}
+OVER_FOLDS = {
+    "top1": "Top-1",
+    "balanced_accuracy": "Balanced",
+    **{group: group.capitalize() for group in GROUPS},
+    "worst_class": "Worst class",
+    "ece": "Calibration error",
 }
 READINGS = {
     "lr": "Learning rate",
@@ -45,8 +60,9 @@ _NOT_CURVES = {"stage", "epoch", "step", "steps_taken"}
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into the run folder ``folder`` and return its path.
 
-    Read are ``config.yaml``, ``evaluation.json`` and ``per_class.csv``, and, where they exist, ``metrics.jsonl``,
-    ``environment.json`` and ``teacher/evaluation.json``. The same files give the same bytes.
+    Read are ``config.yaml``, ``evaluation.json`` and ``per_class.csv``, and, where they exist, ``data.json``,
+    ``metrics.jsonl``, ``environment.json`` and the teacher's figures in ``teacher``. The same files give the same
+    bytes. A run over folds has links to the reports of its folds that exist.
 
     Raises:
         UserError: one of the first three is missing, or a file is cut off or of another form.
@@ -63,6 +79,9 @@ def render(folder: Path) -> str:
     rows = read_classes(folder / "per_class.csv", evaluation["classes"])
     teacher_file = folder / "teacher" / "evaluation.json"
     teacher = read_evaluation(teacher_file) if teacher_file.exists() else None
+    taught = folder / "teacher" / "per_class.csv"
+    teacher_rows = read_classes(taught, teacher["classes"]) if teacher and taught.exists() else None
+    folds = read_folds(folder / "evaluation.json", evaluation)
     log = read_log(folder / "metrics.jsonl")
     shown = [("student", evaluation), ("teacher", teacher)] if teacher else [("this run", evaluation)]
     in_pages = len(rows) > charts.MOST_MARKS
@@ -72,9 +91,16 @@ def render(folder: Path) -> str:
         method=METHODS.get(str(config.get("method")), str(config.get("method"))),
         evaluation=evaluation,
         teacher=teacher,
-        cards=headline(evaluation, teacher),
+        cards=headline(evaluation, teacher, rows),
+        folds=folds,
+        fold_rows=fold_rows(folder, folds) if folds else [],
+        over_folds=OVER_FOLDS,
+        record=read_data(folder / "data.json"),
+        sizes=group_sizes(evaluation["group_edges"]),
+        usual_edges=GROUP_EDGES,
         figures=all_figures(evaluation, teacher),
         worst=rows[evaluation["worst_class"]["class"]],
+        teacher_worst=teacher_rows[teacher["worst_class"]["class"]] if teacher and teacher_rows else None,
         rows=rows,
         page_size=ROWS_A_PAGE if in_pages else len(rows),
         class_data=_compact(rows),
@@ -106,10 +132,14 @@ def _template() -> jinja2.Template:
     return pages.get_template("template.html")
 
 
-def headline(evaluation: dict[str, Any], teacher: dict[str, Any] | None) -> list[dict[str, Any]]:
+def group_sizes(edges: list[int]) -> dict[str, str]:
+    """Return what many, medium and few mean, in words for "... training images"."""
+    many, few = edges
+    return {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
+
+
+def headline(evaluation: dict[str, Any], teacher: dict[str, Any] | None, rows: list[ClassRow]) -> list[dict[str, Any]]:
     """Return the figures that come first: what, value, interval, what it is about, the teacher's value."""
-    many, few = evaluation["group_edges"]
-    of_group = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
     overall = [
         ("top1", "Top-1", "share of all test images right"),
         ("balanced_accuracy", "Balanced", "balanced accuracy: every class weighs the same"),
@@ -119,7 +149,8 @@ def headline(evaluation: dict[str, Any], teacher: dict[str, Any] | None) -> list
         | {"interval": evaluation["intervals"].get(key), "missing": "", "group": ""}
         for key, label, note in overall
     ]
-    for group, size in of_group.items():
+    for group, size in group_sizes(evaluation["group_edges"]).items():
+        images = sum(row.test_images for row in rows if row.group == group)
         figures = evaluation["groups"][group]
         count, tested = figures["classes"], figures.get("tested_classes", figures["classes"])
         of = f"{count}" if tested == count else f"{tested} tested of {count}"
@@ -129,7 +160,8 @@ def headline(evaluation: dict[str, Any], teacher: dict[str, Any] | None) -> list
                 "value": figures["accuracy"],
                 "interval": evaluation["intervals"].get(group),
                 "missing": "no such class" if not count else "no test image",
-                "note": f"{of} {'class' if count == 1 else 'classes'} with {size} training images",
+                "note": f"{of} {'class' if count == 1 else 'classes'} with {size} training images"
+                + (f"; {number(images)} test images" if images else ""),
                 "teacher": teacher["groups"][group]["accuracy"] if teacher else None,
                 "group": group,
             }

@@ -1,4 +1,4 @@
-"""Reads back what a run wrote: figures, the table of classes and the log of its epochs."""
+"""Reads back what a run wrote: figures, the table of classes, the log of its epochs, and what was said of its data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _NEEDED = (
     "test_images classes top1 balanced_accuracy groups group_edges worst_class harmonic_mean macro_f1 ece class_ece "
     "intervals reliability"
 ).split()
+_OF_FOLDS = {"mean", "sd", "values", "undefined", "interval"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,86 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     if lacking:
         raise UserError(f"{path} lacks {lacking[0]!r}; run the evaluation again to write it anew.")
     return dict(evaluation)
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What ``data.json`` says of the images: how they were split, notes, and files that could not be read.
+
+    ``skipped`` holds (file, reason), ``skipped_count`` how many there were in all.
+    """
+
+    test_split: str
+    train_images: int
+    test_images: int
+    notes: list[str]
+    skipped: list[tuple[str, str]]
+    skipped_count: int
+
+
+def read_data(path: Path) -> DataRecord | None:
+    """Return a ``data.json``, None if there is none, or raise UserError that names the file."""
+    if not path.exists():
+        return None
+    record = read_json(path)
+    try:
+        skipped = [(str(entry["file"]), str(entry["reason"])) for entry in record.get("skipped", [])]
+        return DataRecord(
+            test_split=str(record["test_split"]),
+            train_images=int(record["train_images"]),
+            test_images=int(record["test_images"]),
+            notes=[str(note) for note in record.get("notes", [])],
+            skipped=skipped,
+            skipped_count=int(record.get("skipped_count", len(skipped))),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a record of the data ({error}); it was cut off or changed."
+        ) from None
+
+
+def read_folds(path: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """Return ``folds`` of the ``evaluation`` read from ``path``, None if it was not over folds.
+
+    Raises:
+        UserError: a figure has not one value a fold.
+    """
+    record = evaluation.get("folds")
+    if record is None:
+        return None
+    try:
+        number = record["folds"] * record["repeats"]
+        lengths = {len(figure["values"]) for figure in record["figures"].values()} | {len(record["test_images"])}
+        whole = lengths == {number} and all(figure.keys() >= _OF_FOLDS for figure in record["figures"].values())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} cannot be read as figures over folds; it was cut off or changed.")
+    return dict(record)
+
+
+def fold_rows(folder: Path, folds: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each fold of :func:`read_folds`: number, repeat, test images, figures, and its folder's report.
+
+    ``report`` is relative to ``folder``, and None where there is none. ``worst_of`` are the test images of the fold's
+    worst class, None where not recorded.
+    """
+    rows = []
+    worst_of = folds["figures"].get("worst_class", {}).get("test_images") or [None] * len(folds["test_images"])
+    for position, images in enumerate(folds["test_images"]):
+        repeat, fold = divmod(position, folds["folds"])
+        report = f"fold-{position}/report.html"
+        rows.append(
+            {
+                "fold": fold + 1,
+                "repeat": repeat + 1,
+                "report": report if (folder / report).exists() else None,
+                "test_images": images,
+                "values": {name: figure["values"][position] for name, figure in folds["figures"].items()},
+                "worst_of": worst_of[position],
+            }
+        )
+    return rows
 
 
 def read_classes(path: Path, num_classes: int) -> list[ClassRow]:

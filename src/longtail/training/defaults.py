@@ -2,33 +2,50 @@
 
 The rules reproduce the settings of the GML paper where its data sets are concerned (CIFAR-LT: ResNet-32 with a
 ResNet-56 teacher, 200 epochs, batch 128, rate 0.1, queue 4096 with at least 2 a class, projection 32, temperature 0.1).
+They look at the data only, never at the machine: the same command gives the same run everywhere.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
-from longtail.config import TrainConfig, flatten, get_option, replace_options
-from longtail.data import DataSplits
+from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
+from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
 from longtail.data.views import build_view
 from longtail.errors import UserError
-from longtail.models import build_encoder, feature_dim
+from longtail.models import build_encoder, choose_weights, encoder_defaults, feature_dim
 
 TINY_SIDE = 16
 """Images up to this side (pixels) get the small network; larger ones the CIFAR ResNets."""
+SMALL_SIDE = 96
+"""Image files whose shorter side is typically above this are photographs: 224 pixels, ResNet-50, streamed."""
+SMALL_FRAMES = (32, 48, 64)
+"""Sides that small image files are brought to, whichever is nearest: a CIFAR ResNet's cost grows with the square."""
+_IMAGES_A_STAGE = 100_000
+
+Choose = Callable[[str, Any], Any]
+
+
+def typical_side(images: LabelledImages) -> int:
+    """Return the longer side of arrays, or the median of the shorter sides of files."""
+    if isinstance(images, ImageFiles):
+        return int(images.sizes.min(1).values.median())
+    return max(images.image_size)
 
 
 def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[str]]:
-    """Return the options with every open one filled in, and notes for the user on what was changed.
+    """Return the options with every open one filled in but the weights, and notes for the user on what was changed.
 
     Raises:
         UserError: an option does not fit the data.
     """
-    size = len(data.train)
-    tiny = max(data.train.image_size) <= TINY_SIDE
+    size, side, files = len(data.train), typical_side(data.train), isinstance(data.train, ImageFiles)
+    tiny, photos = side <= TINY_SIDE, files and side > SMALL_SIDE
     chosen: dict[str, Any] = {}
     notes: list[str] = []
 
@@ -37,23 +54,28 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         chosen[key] = value if given is None else given
         return chosen[key]
 
-    backbone = choose("backbone", "small_net" if tiny else "cifar_resnet32")
+    backbone = choose("backbone", "small_net" if tiny else "resnet50" if photos else "cifar_resnet32")
     # The teacher of a CIFAR ResNet-32 is a ResNet-56, as published; other encoders teach their own kind.
-    teacher = choose("teacher.backbone", "cifar_resnet56" if backbone == "cifar_resnet32" else backbone)
-    with torch.device("meta"):
-        build_encoder(teacher, data.train.channels)  # refuses an unknown one
-    epochs = choose("epochs", 60 if tiny else 200)
+    teacher = choose("teacher.backbone", "cifar_resnet56" if backbone == "cifar_resnet32" and not files else backbone)
+    image_size = _choose_framing(choose, config, data, backbone, side)
+    encoder = _sketch(backbone, data.train.channels, image_size)
+    _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
+    everyday = min(max(round(_IMAGES_A_STAGE / size), 20), 100)
+    epochs = choose("epochs", 60 if tiny else 90 if photos else everyday if files else 200)
     choose("teacher.epochs", epochs)
-    batch = choose("batch_size", 32 if tiny else 128)
+    batch = choose("batch_size", 32 if tiny else 64 if files else 128)
     if batch > size:
         notes.append(f"batch_size {batch} is larger than the training set; {size} is used.")
-        chosen["batch_size"] = size
+        batch = chosen["batch_size"] = size
     elif batch < 2:
         raise UserError("--batch_size must be 2 or more: batch normalisation needs more than one image.")
     for view in ("classifier", "query", "key"):
-        build_view(choose(f"views.{view}", data.views), data.mean, data.std)  # refuses an unknown one
-    adamw = config.optimiser.name == "adamw"
-    choose("optimiser.lr", 1e-3 if adamw else 0.1)
+        fitting = data.views or ("tiny" if tiny else "light" if not photos else _PHOTO_VIEWS[view])
+        build_view(choose(f"views.{view}", fitting), data.mean or (0.5,) * 3, data.std or (1.0,) * 3)
+    # Without batch normalisation (transformers, ConvNeXt) plain SGD at these rates does not train.
+    has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    adamw = choose("optimiser.name", "sgd" if has_norm else "adamw") == "adamw"
+    choose("optimiser.lr", 1e-3 if adamw else 0.05 * batch / 128 if photos else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
     if chosen["optimiser.lr"] * chosen["optimiser.weight_decay"] > 1:
         raise UserError(
@@ -61,9 +83,10 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
             f"{chosen['optimiser.lr']:g} is above 1: every step would turn the weights around; lower one of them."
         )
     choose("optimiser.schedule", "cosine")
-    choose("loss.temperature", 0.1)
-    choose("loss.distillation_weight", 1.0)
-    _choose_queue(choose, data, backbone)
+    choose("loss.temperature", 0.07 if photos else 0.1)
+    # The paper distils on CIFAR only, where small networks over-fit.
+    choose("loss.distillation_weight", 0.0 if photos else 1.0)
+    _choose_queue(choose, data, feature_dim(encoder))
     device = pick_device(config.device)
     chosen["device"] = str(device)
     if config.precision == "auto":
@@ -73,7 +96,91 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     return replace_options(config, chosen), notes
 
 
-def _choose_queue(choose: Any, data: DataSplits, backbone: str) -> None:
+_PHOTO_VIEWS = {"classifier": "imagenet", "query": "imagenet_contrast", "key": "imagenet_contrast"}
+
+
+def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backbone: str, side: int) -> tuple[int, int]:
+    """Choose how files become what the encoder sees, and return that size; arrays are used as they are."""
+    train = data.train
+    if not isinstance(train, ImageFiles):
+        size = train.image_size
+        if config.image_size is not None and size != (config.image_size, config.image_size):
+            raise UserError(
+                f"--image_size {config.image_size} cannot be had: arrays are used at their own size, {size[0]} x "
+                f"{size[1]}; leave it out, or give the images as files."
+            )
+        _check_statistics(config, train.channels)
+        return size
+    own = encoder_defaults(backbone)
+    if own is not None:
+        usual, ratio = own.image_size[0], own.resize / own.image_size[0]
+        interpolation, mean, std = own.interpolation, list(own.mean), list(own.std)
+    else:
+        usual = side if side <= TINY_SIDE else min(SMALL_FRAMES, key=lambda frame: abs(frame - side))
+        ratio, interpolation, mean, std = 1.0, "bilinear", None, None
+    side_chosen = choose("image_size", usual)
+    choose("loading.resize", max(math.floor(side_chosen * ratio), side_chosen))
+    choose("loading.interpolation", interpolation)
+    choose("loading.resident", own is None)
+    if config.loading.resize is not None and config.loading.resize < side_chosen:
+        raise UserError(
+            f"--loading.resize {config.loading.resize} is below --image_size {side_chosen}, which is cut out of it."
+        )
+    if not data.mean and mean is not None:
+        choose("source.mean", mean)
+        choose("source.std", std)
+    _check_statistics(config, train.channels)
+    return side_chosen, side_chosen
+
+
+def _check_statistics(config: TrainConfig, channels: int) -> None:
+    source = config.source
+    for key, values in (("source.mean", source.mean), ("source.std", source.std)):
+        if values is not None and len(values) != channels:
+            raise UserError(f"--{key} has {len(values)} values, but the images have {channels} channels.")
+    if (source.mean is None) != (source.std is None):
+        raise UserError("--source.mean and --source.std go together; give both.")
+
+
+def chosen_framing(config: TrainConfig) -> Framing:
+    """Return the framing of image files that resolved options say."""
+    side = resolved(config.image_size)
+    return Framing((side, side), resolved(config.loading.resize), resolved(config.loading.interpolation))
+
+
+def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[str]]:
+    """Return resolved options with the weights that encoders start from, made sure of, and notes on them.
+
+    Raises:
+        UserError: weights that were asked for cannot be had or do not fit.
+    """
+    channels = data.train.channels
+    side = config.image_size
+    size = (side, side) if side is not None else data.train.image_size
+    chosen: dict[str, Any] = {}
+    notes: list[str] = []
+    chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
+    notes += [note] if note else []
+    trains_teacher = config.method == "gml" and config.teacher.kind == "frozen" and config.teacher.run is None
+    same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
+    if same or not trains_teacher:
+        chosen["teacher.pretrained"] = chosen["pretrained"]
+    else:
+        wanted = config.teacher.pretrained
+        wanted = "none" if wanted is None and config.pretrained == "none" else wanted
+        weights, note = choose_weights(resolved(config.teacher.backbone), wanted, channels, size)
+        chosen["teacher.pretrained"] = weights
+        notes += [note] if note and note not in notes else []
+    return replace_options(config, chosen), notes
+
+
+def _sketch(name: str, channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """Return an encoder without values, to ask it what it is like."""
+    with torch.device("meta"):
+        return build_encoder(name, channels, image_size)
+
+
+def _choose_queue(choose: Choose, data: DataSplits, width: int) -> None:
     """Queue size: the power of two nearest to a third of the training set, 256 to 16384, with room for the minimum."""
     classes = data.train.num_classes
     nearest = 2 ** round(math.log2(max(len(data.train) / 3, 1)))
@@ -82,8 +189,6 @@ def _choose_queue(choose: Any, data: DataSplits, backbone: str) -> None:
         wanted *= 2
     capacity = choose("queue.capacity", wanted)
     choose("queue.min_per_class", max(1, min(3 if capacity >= 16384 else 2, capacity // classes)))
-    with torch.device("meta"):
-        width = feature_dim(build_encoder(backbone, data.train.channels))
     choose("queue.projection_dim", max(width // 2, 16))
 
 
@@ -104,7 +209,8 @@ def pick_device(name: str) -> torch.device:
 def describe(config: TrainConfig, given: set[str]) -> str:
     """Return one line with the options that were chosen from the data (those not in ``given``)."""
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
-    keys = "backbone epochs batch_size device precision optimiser.lr optimiser.schedule".split()
+    keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
+    keys += ["views.classifier"]
     if config.method == "gml":
         trains_teacher = config.teacher.kind == "frozen" and config.teacher.run is None
         keys += ["teacher.backbone", "teacher.epochs"] if trains_teacher else []

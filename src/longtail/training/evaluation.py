@@ -4,46 +4,104 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longtail.data import ImageSet
+from longtail.data import ImageFiles, ImageSet, LabelledImages
+from longtail.data.streaming import default_workers, plain_frames
 from longtail.errors import UserError
-from longtail.files import write_bytes, write_json
-from longtail.metrics import balanced_accuracy, class_recall, evaluate_predictions, per_class_table
+from longtail.files import load_tensors, save_tensors, write_bytes, write_json
+from longtail.metrics import GROUP_EDGES, balanced_accuracy, class_recall, evaluate_predictions, per_class_table
 from longtail.models import Classifier
 
+_BATCH = 256
+_PREDICTIONS = "predictions"
 
-def collect_logits(classifier: Classifier, images: ImageSet, device: torch.device) -> Tensor:
-    """Return logits ``[N, C]`` (float32, CPU) of every image, undisturbed by augmentation."""
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model did on a test set.
+
+    Attributes:
+        figures: the content of ``evaluation.json``.
+        rows: those of ``per_class.csv``.
+        logits: float32 ``[N, C]``.
+        labels: int64 ``[N]``.
+    """
+
+    figures: dict[str, Any]
+    rows: list[dict[str, Any]]
+    logits: Tensor
+    labels: Tensor
+
+
+def collect_logits(
+    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None = None
+) -> Tensor:
+    """Return logits ``[N, C]`` (float32, CPU) of every image, undisturbed by augmentation.
+
+    Files that are not framed yet are brought to the size that the classifier was trained at; ``workers`` processes
+    decode them.
+    """
     if classifier.class_names != images.class_names:
         raise UserError(
             f"the data's {images.num_classes} classes are not the {classifier.num_classes} classes of the model; "
             "evaluate on data with the same classes in the same order."
         )
-    return classifier.to(device).logits(images.images)
+    classifier = classifier.to(device)
+    if isinstance(images, ImageSet):
+        return classifier.logits(images.images)
+    if not isinstance(images, ImageFiles):
+        raise ValueError(f"there is no way to read {type(images).__name__}")
+    workers = default_workers(device) if workers is None else workers
+    return torch.cat([classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers)])
 
 
 def evaluate_classifier(
-    classifier: Classifier, images: ImageSet, device: torch.device
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return ``(evaluation, per-class rows)`` on ``images``; groups are by the model's training counts."""
-    logits = collect_logits(classifier, images, device)
-    counts, prior = classifier.class_counts.cpu(), classifier.logit_prior.cpu()
-    evaluation = evaluate_predictions(logits, images.labels, counts, prior)
-    evaluation["selection"] = "last"
-    evaluation["class_names"] = list(images.class_names)
-    evaluation["class_counts"] = counts.tolist()
-    evaluation["worst_class_name"] = images.class_names[evaluation["worst_class"]["class"]]
-    return evaluation, per_class_table(logits, images.labels, counts, images.class_names)
+    classifier: Classifier,
+    images: LabelledImages,
+    device: torch.device,
+    edges: Sequence[int] = GROUP_EDGES,
+    workers: int | None = None,
+) -> Evaluation:
+    """Evaluate on ``images``; groups are by the model's training counts, with the edges (many above, few below)."""
+    logits = collect_logits(classifier, images, device, workers)
+    return summarise(
+        logits, images.labels, classifier.class_counts.cpu(), classifier.logit_prior.cpu(), images.class_names, edges
+    )
 
 
-def quick_look(classifier: Classifier, images: ImageSet, device: torch.device) -> dict[str, float]:
+def summarise(
+    logits: Tensor,
+    labels: Tensor,
+    class_counts: Tensor,
+    logit_prior: Tensor,
+    class_names: Sequence[str],
+    edges: Sequence[int] = GROUP_EDGES,
+) -> Evaluation:
+    """Return every figure of ``logits [N, C]`` for ``labels [N]``."""
+    many, few = edges
+    figures = evaluate_predictions(logits, labels, class_counts, logit_prior, (many, few))
+    figures["selection"] = "last"
+    figures["class_names"] = list(class_names)
+    figures["class_counts"] = class_counts.tolist()
+    worst = figures["worst_class"]["class"]
+    figures["worst_class_name"] = class_names[worst]
+    figures["worst_class"]["test_images"] = int((labels == worst).sum())
+    rows = per_class_table(logits, labels, class_counts, class_names, (many, few))
+    return Evaluation(figures, rows, logits, labels)
+
+
+def quick_look(
+    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None = None
+) -> dict[str, float]:
     """Return test top-1 and balanced accuracy, for a curve; nothing may be selected by them."""
-    predictions = collect_logits(classifier, images, device).argmax(1)
+    predictions = collect_logits(classifier, images, device, workers).argmax(1)
     recall = class_recall(predictions, images.labels, images.num_classes)
     return {
         "test_top1": float((predictions == images.labels).double().mean()),
@@ -51,11 +109,22 @@ def quick_look(classifier: Classifier, images: ImageSet, device: torch.device) -
     }
 
 
-def write_evaluation(folder: Path, evaluation: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def save_predictions(folder: Path, evaluation: Evaluation) -> None:
+    """Keep logits and labels of a test set beside its figures, for pooling over folds."""
+    save_tensors(folder, _PREDICTIONS, {"logits": evaluation.logits, "labels": evaluation.labels}, {})
+
+
+def load_predictions(folder: Path) -> tuple[Tensor, Tensor]:
+    """Return ``(logits [N, C], labels [N])`` of :func:`save_predictions`."""
+    tensors, _ = load_tensors(folder, _PREDICTIONS)
+    return tensors["logits"], tensors["labels"]
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write ``per_class.csv`` and ``evaluation.json`` into ``folder``; the latter last, as the mark of completion."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(evaluation.rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(evaluation.rows)
     write_bytes(folder / "per_class.csv", text.getvalue().encode())
-    write_json(folder / "evaluation.json", evaluation)
+    write_json(folder / "evaluation.json", evaluation.figures)

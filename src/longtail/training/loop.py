@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from longtail.config import TrainConfig, resolved
+from longtail.data import ImageFiles, ImageSet
 from longtail.data.augment_tone import widest_float
 from longtail.data.keyed import derive_seed
 from longtail.data.loading import Batch, ResidentLoader
-from longtail.data.views import build_view
+from longtail.data.streaming import StreamingLoader, default_workers
+from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
 from longtail.models import Classifier
 from longtail.training.checkpoint import (
@@ -110,7 +112,7 @@ class StageRun:
         views = {name: build_view(recipe, context.mean, context.std) for name, recipe in self.method.views.items()}
         if self.method.sampler != "instance":
             raise ValueError(f"sampler {self.method.sampler!r} of method {stage.method!r} is not known")
-        self.loader = ResidentLoader(context.train, views, resolved(config.batch_size), self.seed, job.device)
+        self.loader = self._make_loader(views)
         self.optimiser = build_optimiser(self.method, config)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         decay = config.optimiser.ema
@@ -139,7 +141,7 @@ class StageRun:
         per_epoch = self.loader.steps_per_epoch
         self.job.progress.start(self.stage.name, self.stage.epochs, self.step // per_epoch)
         first = self.step
-        with self.job.progress:
+        with self.job.progress, closing(self.loader):
             while self.step < self.total_steps:
                 epoch, step = divmod(self.step, per_epoch)
                 if step == 0 or self.step == first:
@@ -157,6 +159,18 @@ class StageRun:
                     )
         self.method.finish()
         return self.deployable()
+
+    def _make_loader(self, views: dict[str, View]) -> ResidentLoader | StreamingLoader:
+        train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
+        if isinstance(train, ImageSet):
+            return ResidentLoader(train, views, batch_size, self.seed, device)
+        if not isinstance(train, ImageFiles):
+            raise ValueError(f"there is no loader for {type(train).__name__}")
+        loading = self.config.loading
+        workers = default_workers(device) if loading.workers is None else loading.workers
+        return StreamingLoader(
+            train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch
+        )
 
     def _take_step(self, batch: Batch) -> None:
         progress = self.step / self.total_steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +36,25 @@ class ProgressReporter:
         """Print one line, at once also into a pipe."""
         self.console.print(text, markup=False)
         self.console.file.flush()
+
+    def counter(self, what: str) -> Callable[[int, int], None]:
+        """Return a function of (done, of how many) that shows how far a long preparation is."""
+        began = last = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            # Nothing is said of what takes a moment.
+            if now - began >= 2.0 and (now - last >= (0.2 if self.live else 10.0) or (done == total and self.live)):
+                last = now
+                left = (now - began) / max(done, 1) * (total - done)
+                text = f"{what}: {done} of {total}, left {clock(left)}"
+                if self.live:
+                    self.console.print(text, end="\r" if done < total else "\n", markup=False)
+                else:
+                    self.say(text)
+
+        return show
 
     def start(self, stage: str, epochs: int, done: int) -> None:
         """Begin a stage of which ``done`` epochs were trained before."""

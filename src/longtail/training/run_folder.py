@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,18 @@ import yaml
 
 import longtail
 from longtail.config import TrainConfig, flatten
+from longtail.data import DataSplits
 from longtail.errors import UserError
 from longtail.files import read_json, write_bytes, write_json
 
 _FILES = (
     "resume model.safetensors model.json metrics.jsonl evaluation.json per_class.csv report.html "
-    "environment.json teacher config.yaml .lock"
+    "predictions.safetensors predictions.json data.json environment.json teacher config.yaml .lock"
 ).split()
 """In the order of deletion: ``config.yaml`` last, so that a run half deleted still counts as one."""
-_MAY_CHANGE = ("out", "device")
+_MOST_SKIPPED = 1000
+_FOLD = re.compile(r"fold-\d+$")
+_MAY_CHANGE = ("out", "device", "loading.workers", "loading.prefetch")
 """Options that a resumed run may be given anew: they change where it runs, not what it computes."""
 
 
@@ -65,7 +70,7 @@ class RunFolder:
     def _claim(self, resume: bool, overwrite: bool) -> None:
         for leftover in self.path.glob(".*.tmp"):  # of a killed process; the lock says that none is alive
             leftover.unlink(missing_ok=True)
-        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _FILES)
+        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _FILES and not _FOLD.match(p.name))
         if self.holds_run and not (resume or overwrite):
             raise UserError(
                 f"{self.path} already holds a run; add --resume to go on with it, --overwrite to start anew, or choose "
@@ -75,7 +80,7 @@ class RunFolder:
             self.path.joinpath(".lock").unlink(missing_ok=True)
             raise UserError(f"{self.path} is not empty and holds no run (it has {foreign[0]}); choose another --out.")
         if overwrite:
-            for name in _FILES:
+            for name in [*sorted(p.name for p in self.path.iterdir() if _FOLD.match(p.name)), *_FILES]:
                 entry = self.path / name
                 if entry.is_dir():
                     shutil.rmtree(entry)
@@ -102,6 +107,20 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.close()
+
+
+def write_data_record(path: Path, splits: DataSplits, notes: Sequence[str] = ()) -> None:
+    """Write ``data.json``: what was read, how it was split, what was left out and why."""
+    record = {
+        "name": splits.name,
+        "train_images": len(splits.train),
+        "test_images": len(splits.test),
+        "test_split": splits.test_split,
+        "notes": [*splits.notes, *notes],
+        "skipped_count": len(splits.skipped),
+        "skipped": [{"file": file, "reason": reason} for file, reason in splits.skipped[:_MOST_SKIPPED]],
+    }
+    write_json(path / "data.json", record)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -141,7 +160,8 @@ def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) ->
     have = flatten(saved)
     for key, value in given.items():
         free = key in _MAY_CHANGE or key.startswith("checkpoint.")
-        if not free and value is not None and value != "auto" and have.get(key) != value:
+        # "auto" and "hub" were resolved when the run was started: what they named then stays.
+        if not free and value is not None and value not in ("auto", "hub") and have.get(key) != value:
             raise UserError(
                 f"--{key} {value} differs from the {have.get(key)} that the run in {path} was started with; leave it "
                 "out to resume, or choose another --out."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,16 @@ from typing import Any
 import torch
 
 from longtail.config import TrainConfig
-from longtail.data import DataSplits, ImageSet
+from longtail.data import DataSplits
 from longtail.errors import UserError
 from longtail.methods import MethodContext, Stage, get_method
 from longtail.models import Classifier
 from longtail.training.checkpoint import CheckpointFolder, MetricsLog
-from longtail.training.evaluation import evaluate_classifier, quick_look, write_evaluation
+from longtail.training.evaluation import evaluate_classifier, quick_look, save_predictions, write_evaluation
 from longtail.training.guard import StopRequest
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, config_digest
-
-
-def fingerprint(images: ImageSet) -> str:
-    """Return a SHA-256 over labels and pixels, by which a resumed run knows its data again."""
-    digest = hashlib.sha256(images.labels.numpy().tobytes())
-    digest.update(images.images.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def check_config(folder: Path, meta: dict[str, Any]) -> None:
@@ -54,8 +46,8 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
     stages = plan_stages(config)
     checkpoints = CheckpointFolder(folder.path / "resume")
     identity = {
-        "train": fingerprint(data.train),
-        "test": fingerprint(data.test),
+        "train": data.train.fingerprint(),
+        "test": data.test.fingerprint(),
         "stages": [stage.name for stage in stages],
         "config": config_digest(folder.path),
     }
@@ -77,7 +69,8 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
                 finished[stage.name] = Classifier.load(target)
                 continue
             previous = _previous(config, stage, finished, folder.path)
-            context = MethodContext(config, stage, data.train, data.mean, data.std, previous)
+            resumed = restored is not None
+            context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed)
             job = StageJob(
                 number=number,
                 device=device,
@@ -85,7 +78,7 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
                 log=log,
                 progress=progress,
                 stop=stop,
-                look=lambda classifier: quick_look(classifier, data.test, device),
+                look=lambda classifier: quick_look(classifier, data.test, device, config.loading.workers),
                 identity=identity,
             )
             began = time.monotonic()
@@ -100,8 +93,13 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
             finished[stage.name].save(target)
             # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
             finished[stage.name] = Classifier.load(target)
-            evaluation, rows = evaluate_classifier(finished[stage.name], data.test, device)
-            write_evaluation(target, evaluation, rows)
+            evaluated = evaluate_classifier(
+                finished[stage.name], data.test, device, config.group_edges, config.loading.workers
+            )
+            write_evaluation(target, evaluated)
+            evaluation = evaluated.figures
+            if config.folds is not None and stage is stages[-1]:
+                save_predictions(target, evaluated)
     return evaluation
 
 

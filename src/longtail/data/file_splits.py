@@ -1,0 +1,223 @@
+"""From a listing of image files to checked training and test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from longtail.config import DataOptions
+from longtail.data.check_images import bad_image_message, check_images
+from longtail.data.duplicates import duplicate_notes, find_duplicates
+from longtail.data.image_set import DataSplits, ImageFiles, PathTable
+from longtail.data.keyed import derive_seed
+from longtail.data.labels import number_labels
+from longtail.data.listing import Listing
+from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling
+from longtail.errors import UserError
+
+
+@dataclass(frozen=True)
+class FileChecks:
+    """How image files are looked at before anything is trained.
+
+    Attributes:
+        on_bad: ``"error"`` or ``"skip"``: what to do with files that cannot be read.
+        workers: threads that look.
+        cache: folder that remembers what was seen of unchanged files; None = remember nothing.
+        progress: called with (files looked at, of how many).
+    """
+
+    on_bad: Literal["error", "skip"] = "error"
+    workers: int = 1
+    cache: Path | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+def split_files(listing: Listing, folds: int | None, source: DataOptions, checks: FileChecks) -> DataSplits:
+    """Number the labels, look at every file, and split.
+
+    Samples are ordered by class, then path, whatever the order of the listing: the same images from a folder, a
+    manifest or a list give the same run.
+
+    Raises:
+        UserError: labels, files or splits cannot be used; the message says which.
+    """
+    if folds is not None and listing.splits is not None:
+        counts = f"{listing.splits.count('train')} + {listing.splits.count('test')} images"
+        note = f"--folds deals all images out anew: the given training and test sets ({counts}) are put together."
+        listing = replace(listing, splits=None, notes=(*listing.notes, note))
+    if source.group_pattern is not None:
+        listing = replace(listing, groups=group_names(listing.paths, source.group_pattern))
+    listing, labels, class_names, label_notes = number_labels(listing, source.labels, source.unknown_labels)
+    listing = replace(listing, notes=(*listing.notes, *label_notes))
+    listing, files, skipped = _look(listing, labels, class_names, source, checks)
+    is_test, test_split, notes = _choose_test(listing, files, folds, source)
+    duplicates = find_duplicates(files.digests, files.labels, is_test)
+    return DataSplits(
+        name=listing.name,
+        train=files.subset((~is_test).nonzero().squeeze(1)),
+        test=files.subset(is_test.nonzero().squeeze(1)),
+        mean=(),
+        std=(),
+        views="",
+        test_split=test_split,
+        notes=(*listing.notes, *notes, *duplicate_notes(duplicates, listing.paths, class_names)),
+        skipped=skipped,
+    )
+
+
+def label_known(listing: Listing, class_names: tuple[str, ...], source: DataOptions, checks: FileChecks) -> DataSplits:
+    """Label the test images of ``listing`` (all of them, if it is not split) with the classes of a trained model.
+
+    Raises:
+        UserError: a class that the model does not know, or files that cannot be read.
+    """
+    if listing.splits is not None:
+        listing = listing.select([index for index, split in enumerate(listing.splits) if split == "test"])
+    number = {name: index for index, name in enumerate(class_names)}
+    if listing.numbered:
+        number = {str(index): index for index in range(len(class_names))}
+    unknown = sorted({label for label in listing.labels if label.strip() not in number})
+    if unknown:
+        count = sum(label.strip() not in number for label in listing.labels)
+        if source.unknown_labels == "error":
+            raise UserError(
+                f"{listing.name} has {len(unknown)} classes that the model does not know (first {unknown[0]!r}; "
+                f"{count} images); add --source.unknown_labels skip to leave them out."
+            )
+        listing = listing.select([i for i, label in enumerate(listing.labels) if label.strip() in number])
+        note = (
+            f"{count} images of {len(unknown)} classes that the model does not know are left out ({unknown[0]!r} ...)."
+        )
+        listing = replace(listing, notes=(*listing.notes, note))
+    if not len(listing):
+        raise UserError(f"{listing.name} has no image to evaluate on.")
+    labels = torch.tensor([number[label.strip()] for label in listing.labels], dtype=torch.int64)
+    listing, files, skipped = _look(replace(listing, splits=None), labels, class_names, source, checks)
+    empty = files.subset(torch.empty(0, dtype=torch.int64))
+    return DataSplits(listing.name, empty, files, (), (), "", notes=listing.notes, skipped=skipped)
+
+
+def _look(
+    listing: Listing, labels: Tensor, class_names: tuple[str, ...], source: DataOptions, checks: FileChecks
+) -> tuple[Listing, ImageFiles, tuple[tuple[str, str], ...]]:
+    """Order by class and path, look at every file, and leave out what cannot be read, if that is wanted."""
+    by_path = torch.tensor(sorted(range(len(listing)), key=listing.paths.__getitem__), dtype=torch.int64)
+    order = by_path[torch.argsort(labels[by_path], stable=True)]
+    listing, labels = listing.select(order.tolist()), labels[order]
+    facts = check_images(
+        listing.root, listing.paths, source.check, checks.workers, checks.cache, listing.name, checks.progress
+    )
+    good = torch.ones(len(listing), dtype=torch.bool)
+    skipped: tuple[tuple[str, str], ...] = ()
+    if facts.errors:
+        note = bad_image_message(facts.errors, listing.paths, len(listing), skipped=checks.on_bad == "skip")
+        if checks.on_bad == "error":
+            raise UserError(note)
+        skipped = tuple((listing.paths[index], reason) for index, reason in sorted(facts.errors.items()))
+        good[list(facts.errors)] = False
+        _check_still_there(listing, labels, good, class_names)
+        listing = replace(listing.select(good.nonzero().squeeze(1).tolist()), notes=(*listing.notes, note))
+    files = ImageFiles(
+        root=listing.root,
+        paths=PathTable(listing.paths),
+        labels=labels[good],
+        class_names=class_names,
+        sizes=torch.stack([torch.from_numpy(facts.heights), torch.from_numpy(facts.widths)], 1)[good],
+        digests=torch.from_numpy(facts.digests)[good],
+    )
+    return listing, files, skipped
+
+
+def _check_still_there(listing: Listing, labels: Tensor, good: Tensor, class_names: tuple[str, ...]) -> None:
+    """Raise if leaving out files leaves a class without a training image, or nothing to test on."""
+    in_train = torch.ones_like(good)
+    if listing.splits is not None:
+        in_train = torch.tensor([split == "train" for split in listing.splits])
+        if not bool((good & ~in_train).any()) and not bool(in_train.all()):
+            raise UserError(f"{listing.name}: no test image can be read; mend the files.")
+    had = torch.bincount(labels[in_train], minlength=len(class_names))
+    has = torch.bincount(labels[in_train & good], minlength=len(class_names))
+    lost = ((had > 0) & (has == 0)).nonzero().squeeze(1).tolist()
+    if lost:
+        raise UserError(
+            f"{listing.name}: none of the {int(had[lost[0]])} training images of class {class_names[lost[0]]!r} can be "
+            "read; mend them, or take the class out."
+        )
+
+
+def _choose_test(
+    listing: Listing, files: ImageFiles, folds: int | None, source: DataOptions
+) -> tuple[Tensor, str, tuple[str, ...]]:
+    """Return which images test (bool ``[N]``), where that comes from in words, and notes."""
+    groups = _group_numbers(listing.groups) if listing.groups is not None else None
+    if listing.splits is not None:
+        is_test = torch.tensor([split == "test" for split in listing.splits], dtype=torch.bool)
+        torn = [] if groups is None else straddling(groups, is_test)
+        if groups is None or listing.groups is None or not torn:
+            return is_test, "given", ()
+        first = listing.groups[groups.tolist().index(torn[0])]
+        note = (
+            f"{len(torn)} groups lie in both training and test set (first {first!r}): figures flatter the model where "
+            "images of a group are alike."
+        )
+        return is_test, "given", (note,)
+    notes: tuple[str, ...] = ()
+    together = _tie_duplicates(groups, files.digests)
+    keys = path_keys(listing.paths)
+    if folds is None:
+        is_test = hold_out(files.labels, keys, source.test_share, source.split_seed, together)
+        words = f"held out: {100 * source.test_share:g} % of each class, seed {source.split_seed}"
+        notes = (
+            f"no test split is given: {int(is_test.sum())} of {len(files)} images are held out to test on (about "
+            f"{100 * source.test_share:g} % of each class, never its last training image; --source.test_share).",
+        )
+    else:
+        fold = source.fold or 0
+        seed = derive_seed(source.split_seed, "repeat", fold // folds)
+        is_test = fold_of(files.labels, keys, folds, seed, together) == fold % folds
+        words = f"fold {fold % folds + 1} of {folds}"
+        words += f", deal {fold // folds + 1} of {source.repeats}" if source.repeats > 1 else ""
+    if groups is not None:
+        words += f"; {int(groups.max()) + 1} groups kept whole"
+    tested = torch.bincount(files.labels[is_test], minlength=files.num_classes)
+    without = (tested == 0).nonzero().squeeze(1).tolist()
+    if without and folds is None:
+        notes += (
+            f"{len(without)} classes have no test image, because none can be spared (first "
+            f"{files.class_names[without[0]]!r}): nothing can be said of them.",
+        )
+    return is_test, words, notes
+
+
+def _group_numbers(groups: Sequence[str]) -> Tensor:
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups], dtype=torch.int64)
+
+
+def _tie_duplicates(groups: Tensor | None, digests: Tensor) -> Tensor | None:
+    """Return groups (int64 ``[N]``) in which images of the same pixels are together; None if every image is alone."""
+    alone = -1 - torch.arange(len(digests))
+    same: Tensor
+    _, same, count = torch.unique(torch.where(digests != 0, digests, alone), return_inverse=True, return_counts=True)
+    if int(count.max()) == 1:
+        return groups
+    if groups is None:
+        return same
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    # Images and groups are joined where they share pixels: the connected parts of that graph stay together.
+    offset = int(groups.max()) + 1
+    edges = coo_array(
+        (torch.ones(len(same)).numpy(), (groups.numpy(), same.numpy() + offset)),
+        shape=(offset + len(count), offset + len(count)),
+    )
+    _, part = connected_components(edges, directed=False)
+    tied: Tensor = torch.from_numpy(part).long()[groups]
+    return tied

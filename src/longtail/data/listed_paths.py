@@ -1,0 +1,90 @@
+"""Paths as manifests and split lists name them: tidied, freed of repeats, and seen from one folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from longtail.data.multi_label import multi_label_error
+from longtail.data.scanning import count_images
+from longtail.errors import UserError
+
+
+def base_folder(file: Path, root: Path | None) -> Path:
+    """Return the folder that the paths in ``file`` are relative to: ``root``, or else its own."""
+    if root is None:
+        return file.expanduser().parent
+    if not root.expanduser().is_dir():
+        raise UserError(f"--root {root} is no folder; give the folder that the paths in {file} are relative to.")
+    return root.expanduser()
+
+
+def tidy_paths(file: Path, paths: list[str], notes: list[str]) -> list[str]:
+    """Return ``paths`` with forward slashes and without ``./`` or doubled slashes; refuse web addresses."""
+    joined = "\n".join(paths)  # one search each, instead of one a path
+    if "\\" in joined:
+        count = sum("\\" in path for path in paths)
+        notes.append(f"{file}: backslashes in {count_images(count)}' paths read as forward slashes.")
+        paths = [path.replace("\\", "/") for path in paths]
+        joined = "\n".join(paths)
+    if "://" in joined:
+        address = next((path for path in paths if "://" in path), "")
+        raise UserError(f"{file}: {address} is a web address; fetch the images and name their files.")
+    if "./" in joined or "//" in joined:
+        paths = [os.path.normpath(path) if "./" in path or "//" in path else path for path in paths]
+    return paths
+
+
+def without_repeats(
+    file: Path, paths: list[str], labels: list[str], splits: list[str] | None, lines: Sequence[int], unit: str
+) -> list[int] | None:
+    """Return the positions of first mentions if a path occurs again with the same label; None if none does.
+
+    Args:
+        file: for the sentences.
+        paths, labels, splits: one a row.
+        lines: where each row stands in the file, in ``unit`` (``"line"`` or ``"row"``).
+
+    Raises:
+        UserError: a path that occurs with different labels, or in different splits.
+    """
+    if len(set(paths)) == len(paths):
+        return None
+    first: dict[str, int] = {}
+    for i, path in enumerate(paths):
+        j = first.setdefault(path, i)
+        if labels[i] != labels[j]:
+            where = f"{file}, {unit} {lines[i]}"
+            raise multi_label_error(where, f"{path} has label {labels[i]!r}, but {labels[j]!r} on {unit} {lines[j]}")
+        if splits is not None and splits[i] != splits[j]:
+            raise UserError(
+                f"{file}, {unit} {lines[i]}: {path} is in {splits[i]}, but in {splits[j]} on {unit} {lines[j]}; an "
+                "image belongs to one of them."
+            )
+    return list(first.values())
+
+
+def repeats_note(file: Path, count: int, unit: str) -> str:
+    """Return the note on ``count`` rows or lines (``unit``) that name an image again."""
+    rows = f"1 {unit} names" if count == 1 else f"{count} {unit}s name"
+    return f"{file}: {rows} an image again with the same label; kept once."
+
+
+def join_test(base: Path, test_base: Path, paths: list[str], test_paths: list[str], test_file: Path) -> list[str]:
+    """Return the test paths as seen from ``base`` (absolute if they are relative to another folder).
+
+    Raises:
+        UserError: an image is in training and in test.
+    """
+    if os.path.abspath(base) != os.path.abspath(test_base):
+        place = Path(os.path.abspath(test_base)).as_posix()
+        test_paths = [os.path.join(place, path) for path in test_paths]
+    known = set(paths)
+    both = [path for path in test_paths if path in known]
+    if both:
+        raise UserError(
+            f"{test_file}: {count_images(len(both))} of the training set named again as test images, first {both[0]}; "
+            "an image belongs to one of them."
+        )
+    return test_paths

@@ -1,0 +1,56 @@
+"""What a source of image files says, before labels are class numbers and splits are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+IMAGE_ENDINGS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .jp2 .avif".split(),
+)
+"""File name endings, in lower case, that count as images."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Labelled image files as a folder, a manifest or a split list names them.
+
+    Attributes:
+        name: what the user called the source.
+        root: folder that the paths are relative to.
+        paths: one a file, with forward slashes; relative to ``root``, or absolute where the source says so.
+        labels: one a file, as written.
+        splits: ``"train"`` or ``"test"`` for each file; None if the source does not say.
+        groups: what must not be torn apart by a split (patient, site, burst), one a file; None if not given.
+        class_names: the classes in order, where the source fixes them, also those without a file.
+        numbered: whether the labels are class numbers 0..C-1.
+        notes: sentences for the user.
+    """
+
+    name: str
+    root: Path
+    paths: list[str]
+    labels: list[str]
+    splits: list[str] | None
+    groups: list[str] | None
+    class_names: tuple[str, ...] | None = None
+    numbered: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, indices: Sequence[int]) -> Listing:
+        """Return the files at ``indices``, in that order."""
+
+        def pick(values: list[str] | None) -> list[str] | None:
+            return None if values is None else [values[index] for index in indices]
+
+        return replace(
+            self,
+            paths=[self.paths[index] for index in indices],
+            labels=[self.labels[index] for index in indices],
+            splits=pick(self.splits),
+            groups=pick(self.groups),
+        )

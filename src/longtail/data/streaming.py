@@ -1,0 +1,243 @@
+"""From image files to batches: every file decoded once for all views, by worker processes, ahead of the training.
+
+What a batch holds is a function of (seed, epoch, step) alone, so that the number of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from longtail.data.decode import BadImage, crop, fit, read_image, reduced_side
+from longtail.data.image_set import Framing, ImageFiles
+from longtail.data.loading import Batch, epoch_order
+from longtail.data.views import View
+from longtail.errors import UserError
+
+_CHUNK = 16
+"""Images that are held decoded at a time: enough to share the cost of drawing, few enough for large photographs."""
+
+Frames = dict[str, Tensor]
+"""View name to uint8 ``[B, 3, H, W]``, framed but not yet augmented or normalised."""
+
+
+def default_workers(device: torch.device) -> int:
+    """Return how many processes decode: all cores but one beside an accelerator, half of them beside a busy CPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores - 1, 32) if device.type != "cpu" else cores // 2)
+
+
+def needed_side(framing: Framing, views: Mapping[str, View]) -> int | None:
+    """Return how long the shorter side of a decoded file must be for every one of ``views``, or None for all of it.
+
+    Asked once for all views of a loader, so that a view does not depend on which others are made beside it.
+    """
+    areas = [view.crop[0] for view in views.values() if view.crop is not None]
+    return reduced_side(framing, min(areas, default=None))
+
+
+def frame_files(
+    files: ImageFiles, ids: Tensor, views: Mapping[str, View], side: int | None, seed: int = 0, epoch: int = 0
+) -> Frames:
+    """Return the frames of every view of the files at ``ids [B]``, each file decoded once.
+
+    A view without a random crop, and the empty name where ``views`` is empty, is framed as a test image is. ``side``
+    is that of :func:`needed_side`.
+
+    Raises:
+        UserError: a file cannot be read; the message names it.
+    """
+    framing = files.framing
+    area = {name: view.crop for name, view in views.items()} or {"": None}
+    made: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in area}
+    for part in torch.split(ids, _CHUNK):
+        images = [_read(files, index, side) for index in part.tolist()]
+        widths, heights = torch.tensor([image.size for image in images]).unbind(1)
+        for name, crop_range in area.items():
+            if crop_range is None:
+                made[name] += [fit(image, framing) for image in images]
+            else:
+                boxes = views[name].boxes(heights, widths, part, seed, epoch, name).tolist()
+                made[name] += [crop(image, box, framing) for image, box in zip(images, boxes, strict=True)]
+    return {name: torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) for name, frames in made.items()}
+
+
+def _read(files: ImageFiles, index: int, side: int | None) -> Any:
+    try:
+        return read_image(files.path(index), side)
+    except BadImage as error:
+        raise UserError(
+            f"{files.path(index)} cannot be read any more ({error.reason}); it was whole before the training. Restore "
+            "it and go on with --resume."
+        ) from None
+
+
+class _TrainingSteps(Dataset[Any]):
+    """Item (epoch, step): ids and frames of that batch, or the sentence that says why there are none."""
+
+    def __init__(self, files: ImageFiles, views: Mapping[str, View], batch_size: int, seed: int, augment: bool) -> None:
+        self.files, self.views, self.batch_size, self.seed, self.augment = files, views, batch_size, seed, augment
+        self.side = needed_side(files.framing, views)
+        self._order: tuple[int, Tensor] | None = None
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Frames] | str:
+        epoch, step = place
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(self.files), self.seed, epoch)
+        ids = self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
+        try:
+            frames = frame_files(self.files, ids, self.views, self.side, self.seed, epoch)
+        except UserError as error:
+            return str(error)
+        if self.augment:
+            frames = {name: self.views[name].augment(f, ids, self.seed, epoch, name) for name, f in frames.items()}
+        return ids, frames
+
+
+class _TestBatches(Dataset[Any]):
+    """Item (start, end): frames of the files from start to end without anything random, or the reason for none."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self.files, self.side = files, needed_side(files.framing, {})
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
+        try:
+            return frame_files(self.files, torch.arange(*place), {}, self.side)[""]
+        except UserError as error:
+            return str(error)
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group; only the training may answer it. A worker ends when it is told to.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stream(
+    items: Dataset[Any], places: Iterable[tuple[int, int]], workers: int, prefetch: int, pin: bool
+) -> Iterator[Any]:
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+    )
+    try:
+        for item in loader:
+            if isinstance(item, str):
+                raise UserError(item)
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that decodes images died ({str(error).splitlines()[0]}); it may be short of memory or of "
+            "shared memory: go on with --resume and fewer --loading.workers, or with 0."
+        ) from None
+
+
+def plain_frames(files: ImageFiles, batch_size: int, workers: int, prefetch: int = 4) -> Iterator[Tensor]:
+    """Yield the files in order as uint8 ``[up to batch_size, 3, H, W]``, with nothing random.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    places = [(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
+    return _stream(_TestBatches(files), places, min(workers, len(places)), prefetch, pin=False)
+
+
+class StreamingLoader:
+    """Batches of image files, the counterpart of :class:`longtail.data.loading.ResidentLoader`.
+
+    Args:
+        files: the training set, with its framing.
+        views: view name to augmentation.
+        batch_size: images a step.
+        seed: of the order and of every augmentation.
+        device: where batches go. Beside an accelerator the workers decode and crop, and the device does the rest.
+        epochs: of the training; nothing is decoded ahead beyond its end.
+        workers: processes that decode; 0 = the training decodes itself.
+        prefetch: batches that each worker prepares ahead.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        views: dict[str, View],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        epochs: int,
+        workers: int = 0,
+        prefetch: int = 4,
+    ) -> None:
+        if not 1 <= batch_size <= len(files):
+            raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(files)} images")
+        self.files, self.views, self.batch_size, self.seed, self.epochs = files, views, batch_size, seed, epochs
+        self.labels = files.labels.to(device)
+        self.workers, self.prefetch = workers, prefetch
+        self.steps_per_epoch = len(files) // batch_size
+        self._on_device = device.type != "cpu"
+        self._steps: Iterator[Any] | None = None
+        self._next: tuple[int, int] | None = None
+
+    def load(self, epoch: int, step: int) -> Batch:
+        """Return batch ``step`` (0-based) of ``epoch``, with every view; fastest in order."""
+        if self._steps is None or self._next != (epoch, step):
+            self.close()
+            items = _TrainingSteps(self.files, self.views, self.batch_size, self.seed, not self._on_device)
+            self._steps = _stream(items, self._places(epoch, step), self.workers, self.prefetch, self._on_device)
+        ids, frames = next(self._steps)
+        self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
+        device = self.labels.device
+        ids = ids.to(device, non_blocking=True)
+        return Batch({n: self._finish(n, f, ids, epoch) for n, f in frames.items()}, self.labels[ids], ids)
+
+    def _places(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        rest = [(epoch, later) for later in range(step, self.steps_per_epoch)]
+        whole = range(epoch + 1, max(self.epochs, epoch + 1))
+        return rest + [(later, number) for later in whole for number in range(self.steps_per_epoch)]
+
+    def _finish(self, name: str, frames: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        view, frames = self.views[name], frames.to(ids.device, non_blocking=True)
+        if self._on_device:
+            frames = view.augment(frames, ids, self.seed, epoch, name)
+        return view.normalise(frames).contiguous(memory_format=torch.channels_last)
+
+    def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Tensor:
+        """Return a view of the images at ``ids [M]`` outside any epoch, float32 ``[M, C, H, W]``.
+
+        ``rounds [M]`` numbers the fresh views of one image; they are keyed as epochs before the first (-1, -2, ...).
+        """
+        device = self.labels.device
+        one, wanted, numbers = {view: self.views[view]}, ids.cpu(), rounds.cpu()
+        side = needed_side(self.files.framing, self.views)
+        out: Tensor | None = None
+        with ThreadPoolExecutor(max(self.workers, 1)) as pool:
+            for number in sorted(set(numbers.tolist())):
+                at, epoch = (numbers == number).nonzero().squeeze(1), -1 - int(number)
+                parts = torch.split(wanted[at], _CHUNK)
+                frames = pool.map(lambda p, e=epoch: frame_files(self.files, p, one, side, self.seed, e)[view], parts)
+                whole, there = torch.cat(list(frames)).to(device), wanted[at].to(device)
+                made = one[view].normalise(one[view].augment(whole, there, self.seed, epoch, view))
+                out = made.new_empty(len(ids), *made.shape[1:]) if out is None else out
+                out[at.to(device)] = made
+        if out is None:
+            raise ValueError("fetch needs at least one id")
+        return out
+
+    def close(self) -> None:
+        """End the workers."""
+        # Ending the generator ends the loader's iterator, and that its processes.
+        self._steps, self._next = None, None

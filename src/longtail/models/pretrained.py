@@ -1,0 +1,257 @@
+"""Pretrained weights of an encoder: which are meant, where they are, whether they fit, and loading them.
+
+Everything that can go wrong with them goes wrong in :func:`choose_weights`, which runs before any training.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longtail.errors import UserError, unknown_name
+from longtail.models.encoders import build_encoder, encoder_names
+from longtail.models.timm_encoder import (
+    architecture_of,
+    classifier_tensors,
+    fit_to_timm,
+    quiet,
+    timm_config,
+    timm_names,
+)
+from longtail.models.weight_files import read_tensors
+
+_HUB = "hf-hub:"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+_RUN_FILE = "model.safetensors"
+_PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.", "backbone.")
+"""What programs put before an encoder's tensor names: wrappers, and the attribute that holds the encoder."""
+_CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.")
+_WAYS_OUT = "give a local file with --pretrained FILE, or start from scratch with --pretrained none"
+_TIMEOUT = 10.0  # seconds until the hub must have answered
+
+
+def choose_weights(
+    encoder: str, wanted: str | None, in_channels: int, image_size: tuple[int, int] | None
+) -> tuple[str, str | None]:
+    """Decide what an encoder starts from, and make sure that it can be loaded (which may download it).
+
+    Args:
+        encoder: name as ``build_encoder`` takes it.
+        wanted: None or ``"auto"``: the published weights of a timm model if they can be had, none for our own
+            encoders. ``"none"``: random ones. ``"hub"``: the published ones, or an error. Otherwise a weight file, a
+            run folder, a tag of the same timm model (``a1_in1k``, ``resnet50.a1_in1k``) or ``hf-hub:owner/name``.
+        in_channels, image_size: of the images, as for ``build_encoder``.
+
+    Returns:
+        What ``load_weights`` takes, ``"none"`` for random weights, and a sentence for the user or None. Choosing the
+        result again gives the same.
+
+    Raises:
+        UserError: the weights cannot be had, cannot be read or do not fit the encoder.
+    """
+    with torch.device("meta"):
+        empty = build_encoder(encoder, in_channels, image_size)
+    own = encoder in encoder_names()
+    if wanted == "none" or (wanted in (None, "auto") and own):
+        return "none", None
+    if wanted not in (None, "auto", "hub"):
+        assert wanted is not None
+        weights = wanted if _is_path(wanted) else _hub_name(encoder, wanted)
+        _fitting_tensors(empty, encoder, weights, in_channels)
+        return weights, None
+    if own:
+        raise UserError(f"encoder {encoder!r} has no weights on the hub; {_WAYS_OUT}.")
+    try:
+        weights = _default_weights(encoder)
+        _fitting_tensors(empty, encoder, weights, in_channels)
+    except UserError as error:
+        if wanted == "hub":
+            raise
+        reason = str(error).split("; ")[0].removeprefix("--pretrained ").rstrip(".")
+        return "none", (
+            f"no pretrained weights for {encoder} could be had ({reason}); it starts from scratch, which takes more "
+            "images and epochs to be good: give a local file with --pretrained FILE if you have one."
+        )
+    return weights, None
+
+
+def load_weights(encoder: nn.Module, name: str, weights: str, in_channels: int) -> None:
+    """Load pretrained weights into an encoder, all of them or none.
+
+    Args:
+        encoder: as ``build_encoder(name, in_channels, ...)`` made it; its tensors are overwritten in place.
+        name: of the encoder.
+        weights: what ``choose_weights`` returned; ``"none"`` changes nothing.
+        in_channels: channels of the images. Where a timm model's file has another number, its first convolution's
+            weights are summed or repeated to fit, and position embeddings are resampled to the encoder's image size.
+
+    Raises:
+        UserError: the weights cannot be had, cannot be read or do not fit the encoder.
+    """
+    if weights == "none":
+        return
+    fitting = _fitting_tensors(encoder, name, weights, in_channels)
+    with torch.no_grad():
+        for key, tensor in encoder.state_dict().items():
+            if key in fitting:
+                tensor.copy_(fitting[key])
+
+
+def hub_file(weights: str) -> Path:
+    """Return the local file of hub weights, ``architecture.tag`` or ``hf-hub:owner/name``, downloaded if need be.
+
+    A copy in the local cache is taken without asking the network.
+
+    Raises:
+        Exception: of the hub's client or the network, whatever kind it is.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    config = None if weights.startswith(_HUB) else timm_config(weights)
+    repository = weights.removeprefix(_HUB) if config is None else config.hf_hub_id
+    if config is not None and not repository:
+        return _url_file(config.url)
+    repository, _, revision = repository.partition("@")
+    where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+    named = config.hf_hub_filename if config is not None else None
+    files = [named] if named else [_RUN_FILE, "pytorch_model.bin"]
+    with quiet():
+        for file in files:
+            try:
+                return Path(hf_hub_download(filename=file, local_files_only=True, **where))
+            except EntryNotFoundError:  # not in the cache
+                continue
+        for file in files:
+            try:
+                # Fails at once where there is no network; the download itself would try again for half a minute.
+                get_hf_file_metadata(hf_hub_url(filename=file, **where), timeout=_TIMEOUT)
+            except EntryNotFoundError:
+                continue
+            return Path(hf_hub_download(filename=file, **where))
+    raise FileNotFoundError(f"{repository} holds none of {', '.join(files)}")
+
+
+def _url_file(url: str) -> Path:
+    """Return the local copy of a file that timm takes from a plain address, as torch.hub keeps it."""
+    from urllib.request import urlopen
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        urlopen(url, timeout=_TIMEOUT).close()  # the download itself has no time limit
+        torch.hub.download_url_to_file(url, str(path))
+    return path
+
+
+def _is_path(wanted: str) -> bool:
+    return not wanted.startswith(_HUB) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
+
+
+def _hub_name(encoder: str, wanted: str) -> str:
+    """Return the full name of published weights that ``wanted`` means, or raise the error that says what is known."""
+    if wanted.startswith(_HUB):
+        if encoder in encoder_names():
+            raise UserError(f"encoder {encoder!r} has no weights on the hub; {_WAYS_OUT}.")
+        return wanted
+    if encoder in encoder_names() or "/" in wanted:
+        raise UserError(
+            f"--pretrained {wanted}: there is no such file or folder (a hub repository is written "
+            f"{_HUB}owner/name); {_WAYS_OUT}."
+        )
+    architecture = architecture_of(encoder)
+    full = wanted if architecture_of(wanted) == architecture else f"{architecture}.{wanted}"
+    if timm_config(full) is not None:
+        return full
+    if timm_config(wanted) is not None:
+        raise UserError(
+            f"--pretrained {wanted} are weights of {architecture_of(wanted)}, but the encoder is {encoder}; "
+            "name weights of the encoder or choose the other encoder."
+        )
+    tags = [name.partition(".")[2] for name in timm_names(architecture)]
+    raise unknown_name(f"--pretrained weights of {architecture}", wanted, [*tags, "auto", "hub", "none"])
+
+
+def _default_weights(encoder: str) -> str:
+    """Return the full name, with tag, of the weights that timm would load for an encoder's name."""
+    config = timm_config(encoder)
+    if config is None or not config.has_weights:
+        raise UserError(f"timm publishes no weights for {encoder}; {_WAYS_OUT}.")
+    return f"{architecture_of(encoder)}.{config.tag}" if config.tag else encoder
+
+
+def _fitting_tensors(encoder: nn.Module, name: str, weights: str, in_channels: int) -> dict[str, Tensor]:
+    """Return a value for every tensor of the encoder, by its name there; the encoder may lie on the meta device."""
+    path = _local_file(weights)
+    expected = encoder.state_dict()
+    own = name in encoder_names()
+    found = [level if own else fit_to_timm(encoder, name, level, in_channels) for level in _levels(read_tensors(path))]
+    best = max(found, key=lambda level: len(level.keys() & expected.keys()))
+    # What timm publishes under the encoder's own name belongs to it, whatever else the file holds.
+    registered = not _is_path(weights) and not weights.startswith(_HUB)
+    dropped = set() if own else classifier_tensors(name, encoder)
+    wrong = []
+    for key in [*expected, *(key for key in best if key not in expected)]:
+        if key not in best and key.endswith(".num_batches_tracked"):
+            continue  # files of torch before 0.4.1 have no such counter, and nothing depends on it
+        if key not in expected and (registered or key in dropped or key.startswith(_CLASSIFIERS)):
+            continue
+        has, wants = (f"{list(level[key].shape)}" if key in level else "missing" for level in (best, expected))
+        if has != wants:
+            wrong.append(f"{key} (file: {has}; encoder: {wants})")
+    if wrong:
+        raise UserError(
+            f"--pretrained {path} does not fit encoder {name} in {len(wrong)} tensors, first {', '.join(wrong[:3])}; "
+            f"give weights of {name}, choose the encoder they belong to, or start from scratch with --pretrained none."
+        )
+    return best
+
+
+def _levels(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors as they are named, and every part of them that a prefix sets apart, without it."""
+    yield tensors
+    for prefix in _PREFIXES:
+        part = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if part:
+            yield from _levels(part)
+
+
+def _local_file(weights: str) -> Path:
+    """Return the file that holds ``weights``; what keeps the hub from giving it becomes one sentence."""
+    if _is_path(weights):
+        path = Path(weights) / _RUN_FILE if Path(weights).is_dir() else Path(weights)
+        if not path.is_file():
+            raise UserError(f"--pretrained {weights}: there is no file {path}; {_WAYS_OUT}.")
+        return path
+    try:
+        return hub_file(weights)
+    except Exception as error:  # of three libraries and the operating system; they share no base class
+        raise UserError(f"--pretrained {weights}: {_hub_reason(error)}; {_WAYS_OUT}.") from None
+
+
+def _hub_reason(error: Exception) -> str:
+    """Say in a few words why the hub gave nothing."""
+    from urllib.error import HTTPError
+
+    from huggingface_hub import errors
+
+    said = " ".join(str(error).split())[:160].rstrip(". ").replace("; ", ", ")
+    if isinstance(error, errors.GatedRepoError):
+        return "the hub gives it only to users who are logged in and have accepted its terms"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        return "the hub has no such repository or revision"
+    if isinstance(error, errors.HFValidationError):
+        return "this is no hub name, which is written hf-hub:owner/name"
+    if isinstance(error, errors.HfHubHTTPError | HTTPError):
+        return f"the hub refused it ({said})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return f"it cannot be stored here ({said})"
+    if type(error) is FileNotFoundError:
+        return f"the repository has no weight file that can be read ({said})"
+    return f"no network for this hub name ({said or type(error).__name__})"
