@@ -30,7 +30,7 @@ lint: $(READY) ## ruff and mypy, as CI runs them
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-check: $(READY) ## slow checks: long runs, every command of the README
+check: $(READY) ## slow checks: long runs, every command of README and docs
 	@$(BIN)/python -m pytest -m check
 
 bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
@@ -38,6 +38,8 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/augment.py
 	@$(BIN)/python benchmarks/precision.py
 	@$(BIN)/python benchmarks/digits.py
+	@$(BIN)/python benchmarks/index.py
+	@$(BIN)/python benchmarks/streaming.py
 
 clean: ## remove .venv and everything built
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -21,12 +21,16 @@ from longtail.errors import UserError
 from longtail.models import build_encoder, choose_weights, encoder_defaults, feature_dim
 
 TINY_SIDE = 16
-"""Images up to this side (pixels) get the small network; larger ones the CIFAR ResNets."""
+"""Images up to this side (pixels) get the small network; arrays of any larger size a CIFAR ResNet."""
+CIFAR_SIDE = 40
+"""Image files up to this side (the median of their shorter sides) get a CIFAR ResNet at 32 pixels: its cost grows with the
+square of the side, and a ResNet-18 learns more from 64 pixels in the same time."""
 SMALL_SIDE = 96
-"""Image files whose shorter side is typically above this are photographs: 224 pixels, ResNet-50, streamed."""
-SMALL_FRAMES = (32, 48, 64)
-"""Sides that small image files are brought to, whichever is nearest: a CIFAR ResNet's cost grows with the square."""
-_IMAGES_A_STAGE = 100_000
+"""Files up to this side get a ResNet-18 and stay in memory; larger ones are photographs: ResNet-50 at 224, streamed."""
+SMALL_FRAMES = (16, 24, 32, 48, 64, 96)
+"""Sides that small files are brought to, whichever is nearest."""
+_IMAGES_A_STAGE = {False: 70_000, True: 1_000_000}
+"""Small files, photographs: how many images a stage sees by default, in 20 to 90 epochs."""
 
 Choose = Callable[[str, Any], Any]
 
@@ -54,14 +58,16 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         chosen[key] = value if given is None else given
         return chosen[key]
 
-    backbone = choose("backbone", "small_net" if tiny else "resnet50" if photos else "cifar_resnet32")
+    small_files = "cifar_resnet32" if side <= CIFAR_SIDE else "resnet18"
+    everyday = "resnet50" if photos else small_files if files else "cifar_resnet32"
+    backbone = choose("backbone", "small_net" if tiny else everyday)
     # The teacher of a CIFAR ResNet-32 is a ResNet-56, as published; other encoders teach their own kind.
     teacher = choose("teacher.backbone", "cifar_resnet56" if backbone == "cifar_resnet32" and not files else backbone)
     image_size = _choose_framing(choose, config, data, backbone, side)
     encoder = _sketch(backbone, data.train.channels, image_size)
     _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
-    everyday = min(max(round(_IMAGES_A_STAGE / size), 20), 100)
-    epochs = choose("epochs", 60 if tiny else 90 if photos else everyday if files else 200)
+    passes = min(max(round(_IMAGES_A_STAGE[photos] / size), 20), 90)
+    epochs = choose("epochs", 60 if tiny else passes if files else 200)
     choose("teacher.epochs", epochs)
     batch = choose("batch_size", 32 if tiny else 64 if files else 128)
     if batch > size:
@@ -89,6 +95,11 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     _choose_queue(choose, data, feature_dim(encoder))
     device = pick_device(config.device)
     chosen["device"] = str(device)
+    if photos and device.type == "cpu" and config.backbone is None:
+        notes.append(
+            f"{backbone} at {image_size[0]} pixels takes hours for thousands of images without an accelerator; for a "
+            "first look try --backbone cifar_resnet32 --image_size 32."
+        )
     if config.precision == "auto":
         # bfloat16 is faster where the processor has it (benchmarks/precision.py), but asked for, not assumed: what
         # "auto" gives must not differ from one machine to the next.
@@ -112,23 +123,22 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
         _check_statistics(config, train.channels)
         return size
     own = encoder_defaults(backbone)
-    if own is not None:
-        usual, ratio = own.image_size[0], own.resize / own.image_size[0]
-        interpolation, mean, std = own.interpolation, list(own.mean), list(own.std)
-    else:
-        usual = side if side <= TINY_SIDE else min(SMALL_FRAMES, key=lambda frame: abs(frame - side))
-        ratio, interpolation, mean, std = 1.0, "bilinear", None, None
+    small = side <= SMALL_SIDE and (own is None or config.backbone is None)
+    nearest = side if side <= TINY_SIDE else min(SMALL_FRAMES, key=lambda frame: abs(frame - side))
+    usual = min(nearest, 32) if own is None else nearest if small else own.image_size[0]
     side_chosen = choose("image_size", usual)
+    # The edge of a photograph is cut off as the model is used to; of a small image nothing is.
+    ratio = 1.0 if own is None or small else own.resize / own.image_size[0]
     choose("loading.resize", max(math.floor(side_chosen * ratio), side_chosen))
-    choose("loading.interpolation", interpolation)
-    choose("loading.resident", own is None)
+    choose("loading.interpolation", "bilinear" if own is None else own.interpolation)
+    choose("loading.resident", own is None or small)
     if config.loading.resize is not None and config.loading.resize < side_chosen:
         raise UserError(
             f"--loading.resize {config.loading.resize} is below --image_size {side_chosen}, which is cut out of it."
         )
-    if not data.mean and mean is not None:
-        choose("source.mean", mean)
-        choose("source.std", std)
+    if not data.mean and own is not None:
+        choose("source.mean", list(own.mean))
+        choose("source.std", list(own.std))
     _check_statistics(config, train.channels)
     return side_chosen, side_chosen
 
