@@ -1,4 +1,4 @@
-"""Small data and options that several tests train on, and what keeps every test off the network and the user's cache."""
+"""Small data and options that several tests train on; and what keeps tests off the network and the user's cache."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from longtail.config import TrainConfig, get_option, replace_options
+from longtail.config import DataOptions, TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, ImageFiles, load_data
 from longtail.data.check_images import default_cache
 from longtail.data.counts import imbalance_factor
@@ -27,7 +27,7 @@ from longtail.training.defaults import choose_pretrained, chosen_framing, descri
 from longtail.training.evaluation import evaluate_classifier, save_predictions, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder, check_same_options, read_config, write_data_record
+from longtail.training.run_folder import RunFolder, check_same_options, may_change, read_config, write_data_record
 from longtail.training.stages import check_config, run_stages
 
 _CHOOSE_DATA = "data root method imbalance folds source.profile source.test source.test_share source.split_seed".split()
@@ -96,6 +96,7 @@ def train(
         raise UserError(f"{out} holds no run to resume; name the data to start one.")
     config = replace_options(config, {"out": str(out)})
     get_method(config.method)
+    _check_beside(out, config)
     one = _train_one if config.folds is None or config.source.fold is not None else _train_folds
     return one(config, given, resume, overwrite, say)
 
@@ -106,15 +107,7 @@ def _train_one(
     """Train one run into ``config.out``."""
     out = Path(str(config.out))
     resumed = resume and (out / "config.yaml").exists()
-    splits = _load(config, say)
-    config, notes = resolve(config, splits)
-    if resumed:
-        # Compared as resolved: a batch larger than the data, say, is the same smaller one again.
-        asked, _ = resolve(replace_options(config, given), splits)
-        check_same_options(config, {key: get_option(asked, key) for key in given}, out)
-    else:
-        config, weight_notes = choose_pretrained(config, splits)
-        notes += weight_notes
+    config, splits, notes = _choose(config, given, resumed, say)
     counts = splits.train.class_counts
     say.say(
         f"{splits.name}: {len(splits.train)} training images, {splits.train.num_classes} classes of "
@@ -125,11 +118,7 @@ def _train_one(
         say.say(note)
     say.say(f"{config.method}, chosen from the data: {describe(config, set(given))}")
     splits = _frame(config, splits, say)
-    if not resumed:
-        get_method(config.method).check(config, splits.train)
-    teacher = config.teacher.run
-    if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
+    _check_teacher_stays(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
         if not folder.holds_run:
@@ -145,24 +134,73 @@ def _train_one(
     return result
 
 
+def _choose(
+    config: TrainConfig, given: dict[str, Any], resumed: bool, say: ProgressReporter
+) -> tuple[TrainConfig, DataSplits, list[str]]:
+    """Read the data and fill in what is open; refuse, before anything is decoded or written, what cannot be trained."""
+    splits = _load(config, say)
+    config, notes = resolve(config, splits)
+    if resumed:
+        # Compared as resolved: a batch larger than the data, say, is the same smaller one again.
+        asked, _ = resolve(replace_options(config, given), splits)
+        check_same_options(config, {key: get_option(asked, key) for key in given}, Path(str(config.out)))
+        return config, splits, notes
+    config, weight_notes = choose_pretrained(config, splits)
+    train = splits.train
+    train = replace(train, framed=chosen_framing(config)) if isinstance(train, ImageFiles) else train
+    get_method(config.method).check(config, train)
+    return config, splits, notes + weight_notes
+
+
+def _check_beside(out: Path, config: TrainConfig) -> None:
+    """Raise if the run would lie among the images, where the next reading took its folder for a class."""
+    for place in (config.data, config.source.test):
+        if place and Path(place).expanduser().is_dir() and out.resolve().is_relative_to(Path(place).resolve()):
+            raise UserError(
+                f"--out {out} lies in the image folder {place}, where it would count as a class folder; choose an "
+                "--out beside it."
+            )
+
+
+def _check_teacher_stays(config: TrainConfig, overwrite: bool) -> None:
+    """Raise if the run would delete its own teacher."""
+    teacher, out = config.teacher.run, Path(str(config.out))
+    if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
+
+
 def _train_folds(
     config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter
 ) -> Result:
     """Train a run for every fold in ``config.out``, and pool their figures there."""
-    out = Path(str(config.out))
+    out, folds = Path(str(config.out)), config.folds or 1
+    moved = {key: value for key, value in given.items() if may_change(key)}
+    firsts = []
+    if resume and (out / "config.yaml").exists():
+        check_same_options(config, given, out)
+    else:
+        # What cannot be dealt or trained is refused before anything is written: the first fold of each deal tells.
+        deals = range(0, folds * config.source.repeats, folds)
+        firsts = [_choose(replace_options(config, {"source.fold": fold}), {}, False, say) for fold in deals]
+        # The same weights for all folds, even if the network goes away between two of them.
+        weights = ("pretrained", "teacher.pretrained")
+        config = replace_options(config, {key: get_option(firsts[0][0], key) for key in weights})
+        _check_teacher_stays(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
-        if not folder.holds_run:
-            _load(replace_options(config, {"source.fold": 0}), say)  # refuses what cannot be dealt, before it claims
+        if firsts:
+            _, splits, notes = firsts[0]
             folder.write_config(config)
+            write_data_record(out, replace(splits, test_split=f"each of {folds} folds in turn"), notes)
+            for note in notes:
+                say.say(note)
         for number, path in enumerate(fold_folders(out, config)):
-            say.say(f"fold {number % (config.folds or 1) + 1} of {config.folds}: {path}")
+            say.say(f"fold {number % folds + 1} of {folds}: {path}")
             # What is open is chosen for each fold from its own training images.
-            changes = {"source.fold": number, "out": str(path)}
             started = (path / "config.yaml").exists()
-            one = _saved_config(path, {}) if started else replace_options(config, changes)
-            one = replace_options(one, {"out": str(path), "device": config.device} if started else {})
-            _train_one(one, {}, resume, False, say)
+            changes = {"source.fold": number, "out": str(path)}
+            one = _saved_config(path, moved) if started else replace_options(config, changes)
+            _train_one(replace_options(one, changes), {}, resume, False, say)
         pooled = pool_folds(out, config)
         write_evaluation(out, pooled)
         write_report(out)
@@ -259,8 +297,12 @@ def evaluate(
     if data is None:
         test = _frame(config, _load(config, say), say).test
     else:
-        checked = parse_values({"on_bad_image": on_bad_image, "source": {"unknown_labels": unknown_labels}}, "evaluate")
-        source = make_config({key: value for key, value in checked.items() if key != "on_bad_image"}).source
+        for name, value in (("on_bad_image", on_bad_image), ("unknown_labels", unknown_labels)):
+            if value not in ("error", "skip"):
+                raise UserError(f"--{name} must be error or skip, got {value}.")
+        # Columns and labels are read as they were for the training; its splits and groups do not matter here.
+        changes: dict[str, Any] = {"test": None, "group_column": DataOptions().group_column, "group_pattern": None}
+        source = replace(config.source, **changes | {"unknown_labels": unknown_labels})
         checks = _checks(on_bad_image, say)
         splits = load_test_set(
             str(data), classifier.class_names, root=None if root is None else str(root), source=source, checks=checks
@@ -296,6 +338,4 @@ def default_folder(config: TrainConfig) -> str:
 def _saved_config(out: Path, given: dict[str, Any]) -> TrainConfig:
     saved = make_config(parse_values(read_config(out), f"{out / 'config.yaml'}"))
     check_same_options(saved, {key: value for key, value in given.items() if key in _CHOOSE_DATA}, out)
-    moved: dict[str, Any] = {key: given[key] for key in ("out", "device") if key in given}
-    moved |= {key: value for key, value in given.items() if key.startswith("checkpoint.")}
-    return replace_options(saved, moved)
+    return replace_options(saved, {key: value for key, value in given.items() if may_change(key)})

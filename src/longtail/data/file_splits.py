@@ -15,7 +15,7 @@ from longtail.data.check_images import bad_image_message, check_images
 from longtail.data.duplicates import duplicate_notes, find_duplicates
 from longtail.data.image_set import DataSplits, ImageFiles, PathTable
 from longtail.data.keyed import derive_seed
-from longtail.data.labels import number_labels
+from longtail.data.labels import known_labels, number_labels
 from longtail.data.listing import Listing
 from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling
 from longtail.errors import UserError
@@ -79,25 +79,23 @@ def label_known(listing: Listing, class_names: tuple[str, ...], source: DataOpti
     """
     if listing.splits is not None:
         listing = listing.select([index for index, split in enumerate(listing.splits) if split == "test"])
-    number = {name: index for index, name in enumerate(class_names)}
-    if listing.numbered:
-        number = {str(index): index for index in range(len(class_names))}
-    unknown = sorted({label for label in listing.labels if label.strip() not in number})
+    number = known_labels(listing, class_names, source.labels)
+    unknown = sorted(set(listing.labels) - number.keys())
     if unknown:
-        count = sum(label.strip() not in number for label in listing.labels)
+        count = sum(label not in number for label in listing.labels)
         if source.unknown_labels == "error":
             raise UserError(
                 f"{listing.name} has {len(unknown)} classes that the model does not know (first {unknown[0]!r}; "
-                f"{count} images); add --source.unknown_labels skip to leave them out."
+                f"{count} images); add --unknown_labels skip to leave them out."
             )
-        listing = listing.select([i for i, label in enumerate(listing.labels) if label.strip() in number])
+        listing = listing.select([i for i, label in enumerate(listing.labels) if label in number])
         note = (
             f"{count} images of {len(unknown)} classes that the model does not know are left out ({unknown[0]!r} ...)."
         )
         listing = replace(listing, notes=(*listing.notes, note))
     if not len(listing):
         raise UserError(f"{listing.name} has no image to evaluate on.")
-    labels = torch.tensor([number[label.strip()] for label in listing.labels], dtype=torch.int64)
+    labels = torch.tensor([number[label] for label in listing.labels], dtype=torch.int64)
     listing, files, skipped = _look(replace(listing, splits=None), labels, class_names, source, checks)
     empty = files.subset(torch.empty(0, dtype=torch.int64))
     return DataSplits(listing.name, empty, files, (), (), "", notes=listing.notes, skipped=skipped)

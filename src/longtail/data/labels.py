@@ -66,6 +66,23 @@ def number_labels(
     return listing, labels, names, tuple(notes)
 
 
+def known_labels(listing: Listing, class_names: Sequence[str], how: str = "auto") -> dict[str, int]:
+    """Return the class number of each label text of ``listing`` that means one of a trained model's classes.
+
+    Whole numbers are known in any spelling (``03`` is class ``3``), unless ``how`` is ``"names"``.
+    """
+    names = map(str, range(len(class_names))) if listing.numbered else class_names
+    numbers = {name: number for number, name in enumerate(names)}
+    found: dict[str, int] = {}
+    for text in set(listing.labels):
+        key = text.strip()
+        if text not in numbers and key not in numbers and how != "names" and _WHOLE.fullmatch(key):
+            key = str(int(key.split(".")[0]))
+        if text in numbers or key in numbers:
+            found[text] = numbers[text if text in numbers else key]
+    return found
+
+
 def _keys(listing: Listing, how: str, notes: list[str]) -> tuple[dict[str, str], bool]:
     """Return what each label text means (stripped; a plain number if labels are numbers), and whether they are."""
     texts = set(listing.labels)

@@ -63,6 +63,7 @@ def read_manifest(
     split_column: str,
     group_column: str,
     test: Path | None,
+    split_needed: bool = True,
 ) -> Listing:
     """Return the images that a CSV or Parquet table names.
 
@@ -76,6 +77,7 @@ def read_manifest(
         root: folder that paths are relative to; None: the table's own.
         path_column, label_column, split_column, group_column: the names of the columns.
         test: a second table of test images; their paths are absolute if it lies in another folder.
+        split_needed: whether a split column of another name than ``split`` must be there.
 
     Raises:
         UserError: the table is not as described, or is multi-label; the message names file and line.
@@ -83,9 +85,11 @@ def read_manifest(
     file = file.expanduser()
     base = base_folder(file, root)
     columns = (path_column, label_column, split_column, group_column)
-    rows = _one_test_split(_read_rows(file, columns))
+    rows = _one_test_split(_read_rows(file, columns, split_needed))
     if test is not None:
-        rows = _with_test(rows, base, _read_rows(test.expanduser(), columns), base_folder(test, root))
+        rows = _with_test(
+            rows, base, _read_rows(test.expanduser(), columns, split_needed=False), base_folder(test, root)
+        )
     elif rows.splits is not None:
         if "train" not in rows.splits:
             raise UserError(f"{file}: column {split_column!r} marks no row as train.")
@@ -119,9 +123,9 @@ def check_exists(listing: Listing) -> None:
         )
 
 
-def _read_rows(file: Path, columns: tuple[str, str, str, str]) -> _Rows:
+def _read_rows(file: Path, columns: tuple[str, str, str, str], split_needed: bool) -> _Rows:
     table = read_table(file, columns)
-    _check_columns(file, table.found, columns)
+    _check_columns(file, table.found, columns, split_needed)
     for column, values in table.columns.items():
         if "" in values:
             line = table.lines[values.index("")]
@@ -149,13 +153,13 @@ def _read_rows(file: Path, columns: tuple[str, str, str, str]) -> _Rows:
     return rows.take(kept, repeats_note(file, len(paths) - len(kept), "row"))
 
 
-def _check_columns(file: Path, found: tuple[str, ...], columns: tuple[str, str, str, str]) -> None:
+def _check_columns(file: Path, found: tuple[str, ...], columns: tuple[str, str, str, str], split_needed: bool) -> None:
     path_column, label_column, split_column, group_column = columns
     shown = ", ".join(repr(name) for name in found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
     for kind, column, needed in (
         ("path", path_column, True),
         ("label", label_column, True),
-        ("split", split_column, split_column != "split"),
+        ("split", split_column, split_needed and split_column != "split"),
         ("group", group_column, group_column != "group"),
     ):
         if column in found or not needed:

@@ -124,14 +124,16 @@ def load_test_set(
         UserError: see :func:`load_data`; or the data has classes that the model does not know.
     """
     source = source or DataOptions()
-    listing = None if data in _SOURCES else _listing(data, root, source)
+    listing = None if data in _SOURCES else _listing(data, root, source, split_needed=False)
     if listing is None:
         return load_data(data, root=root, source=source)
     return label_known(listing, class_names, source, checks or FileChecks())
 
 
-def _listing(data: str, root: str | None, source: DataOptions) -> Listing | None:
+def _listing(data: str, root: str | None, source: DataOptions, split_needed: bool = True) -> Listing | None:
     """Return what a source of image files lists; None for arrays.
+
+    ``split_needed`` says whether a manifest must have the split column, if that was named.
 
     Raises:
         UserError: there is nothing of that name.
@@ -159,7 +161,7 @@ def _listing(data: str, root: str | None, source: DataOptions) -> Listing | None
         columns = {
             name: getattr(source, name) for name in ("path_column", "label_column", "split_column", "group_column")
         }
-        listing = read_manifest(path, data, root=at, test=test, **columns)
+        listing = read_manifest(path, data, root=at, test=test, split_needed=split_needed, **columns)
     elif ending in _LISTS:
         listing = read_split_list(path, data, root=at, test=test)
     elif ending == ".npz":

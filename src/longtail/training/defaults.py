@@ -23,14 +23,14 @@ from longtail.models import build_encoder, choose_weights, encoder_defaults, fea
 TINY_SIDE = 16
 """Images up to this side (pixels) get the small network; arrays of any larger size a CIFAR ResNet."""
 CIFAR_SIDE = 40
-"""Image files up to this side (the median of their shorter sides) get a CIFAR ResNet at 32 pixels: its cost grows with the
-square of the side, and a ResNet-18 learns more from 64 pixels in the same time."""
+"""Image files up to this side (the median of their shorter sides) get a CIFAR ResNet at 32 pixels: its cost grows with
+the square of the side, and a ResNet-18 learns more from 64 pixels in the same time."""
 SMALL_SIDE = 96
 """Files up to this side get a ResNet-18 and stay in memory; larger ones are photographs: ResNet-50 at 224, streamed."""
 SMALL_FRAMES = (16, 24, 32, 48, 64, 96)
 """Sides that small files are brought to, whichever is nearest."""
-_IMAGES_A_STAGE = {False: 70_000, True: 1_000_000}
-"""Small files, photographs: how many images a stage sees by default, in 20 to 90 epochs."""
+_IMAGES_A_STAGE = {False: 45_000, True: 1_000_000}
+"""Small files, photographs: how many images a stage sees by default, in 15 to 90 epochs."""
 
 Choose = Callable[[str, Any], Any]
 
@@ -49,7 +49,6 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         UserError: an option does not fit the data.
     """
     size, side, files = len(data.train), typical_side(data.train), isinstance(data.train, ImageFiles)
-    tiny, photos = side <= TINY_SIDE, files and side > SMALL_SIDE
     chosen: dict[str, Any] = {}
     notes: list[str] = []
 
@@ -58,15 +57,14 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         chosen[key] = value if given is None else given
         return chosen[key]
 
-    small_files = "cifar_resnet32" if side <= CIFAR_SIDE else "resnet18"
-    everyday = "resnet50" if photos else small_files if files else "cifar_resnet32"
-    backbone = choose("backbone", "small_net" if tiny else everyday)
+    backbone = choose("backbone", _fitting_encoder(side, files))
     # The teacher of a CIFAR ResNet-32 is a ResNet-56, as published; other encoders teach their own kind.
     teacher = choose("teacher.backbone", "cifar_resnet56" if backbone == "cifar_resnet32" and not files else backbone)
     image_size = _choose_framing(choose, config, data, backbone, side)
+    tiny, photos = max(image_size) <= TINY_SIDE, files and min(image_size) > SMALL_SIDE
     encoder = _sketch(backbone, data.train.channels, image_size)
     _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
-    passes = min(max(round(_IMAGES_A_STAGE[photos] / size), 20), 90)
+    passes = min(max(round(_IMAGES_A_STAGE[photos] / size), 15), 90)
     epochs = choose("epochs", 60 if tiny else passes if files else 200)
     choose("teacher.epochs", epochs)
     batch = choose("batch_size", 32 if tiny else 64 if files else 128)
@@ -81,7 +79,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     # Without batch normalisation (transformers, ConvNeXt) plain SGD at these rates does not train.
     has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
     adamw = choose("optimiser.name", "sgd" if has_norm else "adamw") == "adamw"
-    choose("optimiser.lr", 1e-3 if adamw else 0.05 * batch / 128 if photos else 0.1)
+    choose("optimiser.lr", 1e-3 if adamw else float(f"{0.05 * batch / 128:.3g}") if photos else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
     if chosen["optimiser.lr"] * chosen["optimiser.weight_decay"] > 1:
         raise UserError(
@@ -105,6 +103,15 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         # "auto" gives must not differ from one machine to the next.
         chosen["precision"] = "float32"
     return replace_options(config, chosen), notes
+
+
+def _fitting_encoder(side: int, files: bool) -> str:
+    """Name the encoder that fits images of this side."""
+    if side <= TINY_SIDE:
+        return "small_net"
+    if not files or side <= CIFAR_SIDE:
+        return "cifar_resnet32"
+    return "resnet18" if side <= SMALL_SIDE else "resnet50"
 
 
 _PHOTO_VIEWS = {"classifier": "imagenet", "query": "imagenet_contrast", "key": "imagenet_contrast"}

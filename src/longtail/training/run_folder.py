@@ -155,13 +155,18 @@ def read_environment(path: Path) -> dict[str, dict[str, Any]]:
     return {part: known[part] if isinstance(known.get(part), dict) else {} for part in parts}
 
 
+def may_change(option: str) -> bool:
+    """Return whether a resumed run may be given ``option`` (dotted) anew."""
+    return option in _MAY_CHANGE or option.startswith("checkpoint.")
+
+
 def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) -> None:
     """Raise if an option given for a resumed run differs from what it was started with."""
     have = flatten(saved)
     for key, value in given.items():
-        free = key in _MAY_CHANGE or key.startswith("checkpoint.")
-        # "auto" and "hub" were resolved when the run was started: what they named then stays.
-        if not free and value is not None and value not in ("auto", "hub") and have.get(key) != value:
+        # "auto" and "hub" were resolved when the run was started: what they named then stays. So was a bare tag.
+        named = value in ("auto", "hub") or (key.endswith("pretrained") and str(have[key]).endswith(f".{value}"))
+        if not may_change(key) and value is not None and not named and have.get(key) != value:
             raise UserError(
                 f"--{key} {value} differs from the {have.get(key)} that the run in {path} was started with; leave it "
                 "out to resume, or choose another --out."
