@@ -11,7 +11,7 @@ import torch
 
 from longtail.config import DataOptions, TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, ImageFiles, load_data
-from longtail.data.check_images import default_cache
+from longtail.data.check_cache import default_cache
 from longtail.data.counts import imbalance_factor
 from longtail.data.file_splits import FileChecks
 from longtail.data.framing import frame_splits

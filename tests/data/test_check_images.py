@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from longtail.data import check_cache
 from longtail.data import check_images as module
-from longtail.data.check_images import MODES, bad_image_message, check_images, default_cache, pixel_digest
+from longtail.data.check_cache import default_cache
+from longtail.data.check_images import MODES, bad_image_message, check_images, pixel_digest
 from longtail.data.decode import read_image
 
 
@@ -232,7 +234,7 @@ def test_no_growth_and_no_loss(tmp_path, opened_files):
 def test_an_unchanged_cache_is_not_written_again(tmp_path, monkeypatch):
     paths = squares(tmp_path / "s", 20)
     check_images(tmp_path / "s", paths, "full", 1, tmp_path / "cache")
-    monkeypatch.setattr(module, "write_bytes", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(check_cache, "write_bytes", lambda *_: pytest.fail("written"))
     check_images(tmp_path / "s", paths, "full", 1, tmp_path / "cache")
 
 
@@ -274,7 +276,7 @@ def test_a_cache_of_another_pillow_is_ignored(tmp_path, monkeypatch, opened_file
     paths = squares(tmp_path / "s", 5)
     check_images(tmp_path / "s", paths, "full", 1, tmp_path / "cache")
     opened_files.clear()
-    monkeypatch.setattr(module, "_VERSION", "1, Pillow 0")
+    monkeypatch.setattr(check_cache, "_VERSION", "1, Pillow 0")
     check_images(tmp_path / "s", paths, "full", 1, tmp_path / "cache")
     assert len(opened_files) == 5
 

@@ -1,30 +1,25 @@
 """The look at every image file before training: which cannot be read, how large they are, which have equal pixels.
 
-What it finds is kept between runs in plain arrays, one file for each root folder and source name, which holds the files
-listed last: entries of paths that are no longer listed go away, and a list of a part of a folder, being another source,
-does not take away what the list of all of it has found.
+What it finds is kept between runs (``check_cache.py``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
+from longtail.data.check_cache import Records, load_records, save_records
 from longtail.data.decode import BadImage, opened, orientation, upright_rgb
-from longtail.files import write_bytes
 
 Level = Literal["full", "header", "none"]
 
@@ -33,8 +28,6 @@ MODES = tuple(" 1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV I I;16 I;16
 
 _HEADER, _WHOLE = 1, 2  # how far a file was looked at: opened, or decoded
 
-# Of the arrays and of what is in them: raise it when decoding changes. Another Pillow may decode otherwise, too.
-_VERSION = f"1, Pillow {PIL.__version__}"
 _MODE_NUMBER = {name: number for number, name in enumerate(MODES)}
 _ANIMATED = frozenset(("GIF", "PNG", "WEBP", "TIFF", "AVIF"))  # JPEG is not: phones add a preview as a second picture
 _FILES_AT_A_TIME = 64
@@ -101,17 +94,17 @@ def check_images(
         KeyboardInterrupt: Ctrl-C; the threads have stopped and what they saw is cached.
     """
     if level == "none":
-        empty = _Records.empty(len(paths))
+        empty = Records.empty(len(paths))
         return ImageFacts(empty.widths, empty.heights, empty.modes, empty.frames, empty.digests, {})
     wanted = _WHOLE if level == "full" else _HEADER
     keys = _path_keys(paths)
-    records, stale = _load_records(cache, root, name, keys)
+    records, stale = load_records(cache, root, name, keys)
     check = _Check(root, paths, records, wanted)
     try:
-        check.run(max(1, workers), progress, lambda: _save_records(cache, root, name, keys, records))
+        check.run(max(1, workers), progress, lambda: save_records(cache, root, name, keys, records))
     finally:
         if stale or check.changed:
-            _save_records(cache, root, name, keys, records)
+            save_records(cache, root, name, keys, records)
     if wanted == _HEADER:  # the answer must not depend on what an earlier, full check left in the cache
         records.digests[:] = 0
     errors = dict(sorted(check.errors.items()))
@@ -127,7 +120,7 @@ def _path_keys(paths: Paths) -> NDArray[np.int64]:
 class _Check:
     """Threads that fill ``records`` from the files, and a caller that waits for them."""
 
-    def __init__(self, root: Path, paths: Paths, records: _Records, wanted: int) -> None:
+    def __init__(self, root: Path, paths: Paths, records: Records, wanted: int) -> None:
         self.root, self.paths, self.records, self.wanted = str(root), paths, records, wanted
         self.errors: dict[int, str] = {}
         self.changed = False
@@ -265,126 +258,3 @@ def bad_image_message(
         return f"{count} and {'is' if len(errors) == 1 else 'are'} left out: {named}{more}."
     them = "it" if len(errors) == 1 else "them"
     return f"{count}: {named}{more}; mend or delete {them}, or leave {them} out with --on_bad_image skip."
-
-
-@dataclass(frozen=True)
-class _Records:
-    """One entry a file, N in all.
-
-    Attributes:
-        levels: uint8 ``[N]``: 0 = nothing known, _HEADER or _WHOLE.
-        bytes, times: int64 ``[N]``: the file's size and modification time (ns) when it was looked at.
-        widths, heights, frames: int32 ``[N]``.
-        modes: uint8 ``[N]``.
-        digests: int64 ``[N]``.
-    """
-
-    levels: NDArray[np.uint8]
-    bytes: NDArray[np.int64]
-    times: NDArray[np.int64]
-    widths: NDArray[np.int32]
-    heights: NDArray[np.int32]
-    frames: NDArray[np.int32]
-    modes: NDArray[np.uint8]
-    digests: NDArray[np.int64]
-
-    @staticmethod
-    def empty(count: int) -> _Records:
-        """Return ``count`` entries of which nothing is known."""
-        return _Records(**{name: np.zeros(count, kind) for name, kind in _KINDS.items()})
-
-    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield name and array of each attribute, levels first."""
-        for field in fields(self):
-            yield field.name, getattr(self, field.name)
-
-    def forget(self, index: int) -> None:
-        """Make one entry unknown, its level first."""
-        for _, array in self.arrays():
-            array[index] = 0
-
-
-_KINDS: dict[str, type[np.generic]] = {
-    "levels": np.uint8,
-    "bytes": np.int64,
-    "times": np.int64,
-    "widths": np.int32,
-    "heights": np.int32,
-    "frames": np.int32,
-    "modes": np.uint8,
-    "digests": np.int64,
-}
-
-
-def default_cache() -> Path | None:
-    """Return the folder for caches, made if need be; None if it cannot be written.
-
-    ``$LONGTAIL_CACHE`` (empty: None, no cache), else ``$XDG_CACHE_HOME/longtail``, else ``~/.cache/longtail``.
-    """
-    chosen = os.environ.get("LONGTAIL_CACHE")
-    if chosen == "":
-        return None
-    try:
-        if chosen is not None:
-            folder = Path(chosen).expanduser()
-        else:
-            base = os.environ.get("XDG_CACHE_HOME", "")  # to be ignored unless absolute, says its specification
-            folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "longtail"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: no home
-        return None
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
-
-
-def _load_records(cache: Path | None, root: Path, name: str, keys: NDArray[np.int64]) -> tuple[_Records, bool]:
-    """Return what is known of the files whose path hashes are ``keys [N]``, and whether the cache holds others too.
-
-    A cache file that is missing, broken, or of another version, root or name counts as empty.
-    """
-    records = _Records.empty(len(keys))
-    if cache is None or not len(keys):
-        return records, False
-    try:
-        with np.load(io.BytesIO(_place(cache, root, name).read_bytes()), allow_pickle=False) as stored:
-            arrays: dict[str, NDArray[Any]] = {key: stored[key] for key in ("head", "keys", *_KINDS)}
-    except Exception:  # numpy and zipfile raise whatever broken bytes lead them to; a cache may always be lost
-        return records, False
-    known = arrays.pop("keys")
-    head = arrays["head"]
-    if head.shape != () or str(head) != _head(root, name) or known.dtype != np.int64 or known.ndim != 1:
-        return records, False
-    if any(arrays[key].dtype != kind for key, kind in _KINDS.items()):
-        return records, False
-    if any(arrays[key].shape != known.shape for key in _KINDS) or not bool(np.all(known[1:] > known[:-1])):
-        return records, False
-    place = np.searchsorted(known, keys).clip(max=max(0, len(known) - 1))
-    found = known[place] == keys if len(known) else np.zeros(len(keys), dtype=bool)
-    for key, array in records.arrays():
-        array[found] = arrays[key][place[found]]
-    return records, len(np.unique(place[found])) < len(known)
-
-
-def _save_records(cache: Path | None, root: Path, name: str, keys: NDArray[np.int64], records: _Records) -> None:
-    """Put what is known in place of what was kept. Without a cache, or where it cannot be written, nothing happens.
-
-    Of two processes at once, the last one's records stay.
-    """
-    if cache is None:
-        return
-    copies = {key: array.copy() for key, array in records.arrays()}
-    unique, place = np.unique(keys, return_index=True)
-    some = copies["levels"][place] > 0
-    buffer = io.BytesIO()
-    kept: dict[str, Any] = {key: array[place[some]] for key, array in copies.items()}
-    np.savez(buffer, head=np.array(_head(root, name)), keys=unique[some], **kept)
-    with contextlib.suppress(OSError):
-        write_bytes(_place(cache, root, name), buffer.getvalue())
-
-
-def _head(root: Path, name: str) -> str:
-    return f"longtail image check {_VERSION}\n{os.path.abspath(root)}\n{name}"
-
-
-def _place(cache: Path, root: Path, name: str) -> Path:
-    key = os.fsencode(os.path.abspath(root)) + b"\n" + os.fsencode(name)
-    return cache / f"images-{hashlib.blake2b(key, digest_size=12).hexdigest()}.npz"
