@@ -603,6 +603,17 @@ def test_weights_that_do_not_fit_or_cannot_be_had(desk, trained):
     desk.refuse("train", photos, *words, naming=["--pretrained test_vit", "no network"])
 
 
+@pytest.mark.parametrize("wanted", ["hub", "r160_in1k", "test_resnet.r160_in1k"])
+def test_the_words_that_started_a_run_with_hub_weights_go_on_with_it(desk, trained, monkeypatch, wanted):
+    random_weights("test_resnet", desk.folder / "net.safetensors")
+    monkeypatch.setattr("longtail.models.pretrained.hub_file", lambda name: desk.folder / "net.safetensors")
+    words = ["train", trained / "photos", *PLAIN, "--backbone", "test_resnet", "--image_size", "32", "--out", "run"]
+    desk.run(*words, "--pretrained", wanted)
+    assert "pretrained: test_resnet.r160_in1k\n" in (desk.folder / "run" / "config.yaml").read_text()
+    desk.run(*words, "--pretrained", wanted, "--resume")
+    desk.refuse(*words, "--pretrained", "none", "--resume", naming=["--pretrained none", "test_resnet.r160_in1k"])
+
+
 def test_without_a_network_auto_says_that_it_starts_from_scratch(desk, trained):
     words = (
         "--backbone test_resnet --image_size 32 --method cross_entropy --epochs 1 --batch_size 8 --device cpu".split()

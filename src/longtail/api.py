@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from longtail.config import DataOptions, TrainConfig, get_option, replace_options
-from longtail.data import DataSplits, ImageFiles, load_data
+from longtail.data import DataSplits, ImageFiles, LabelledImages, load_data
 from longtail.data.check_cache import default_cache
 from longtail.data.counts import imbalance_factor
 from longtail.data.file_splits import FileChecks
@@ -226,7 +225,7 @@ def _load(config: TrainConfig, say: ProgressReporter) -> DataSplits:
 def _checks(on_bad: str, say: ProgressReporter) -> FileChecks:
     return FileChecks(
         on_bad="skip" if on_bad == "skip" else "error",
-        workers=os.cpu_count() or 1,
+        workers=default_workers(None),
         cache=default_cache(),
         progress=say.counter("looking at every image"),
     )
@@ -276,6 +275,10 @@ def evaluate(
         UserError: no run, an unreadable model, other classes.
     """
     path, say = Path(run), ProgressReporter(quiet)
+    if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error"):
+        raise UserError(
+            "--root, --on_bad_image and --unknown_labels are for other data; name it: longtail evaluate RUN DATA."
+        )
     config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
     if config.folds is not None and config.source.fold is None:
         if data is not None:
@@ -295,7 +298,7 @@ def evaluate(
         check_config(path, state)
     where, workers = pick_device(device), config.loading.workers
     if data is None:
-        test = _frame(config, _load(config, say), say).test
+        test = _run_test_set(path, config, classifier, state, say)
     else:
         for name, value in (("on_bad_image", on_bad_image), ("unknown_labels", unknown_labels)):
             if value not in ("error", "skip"):
@@ -319,6 +322,27 @@ def evaluate(
         write_report(path)
     say.say(summary(evaluated.figures))
     return Result(path, evaluated.figures)
+
+
+def _run_test_set(
+    path: Path, config: TrainConfig, classifier: Classifier, state: dict[str, Any] | None, say: ProgressReporter
+) -> LabelledImages:
+    """Return the test set that a run was started with.
+
+    Raises:
+        UserError: the data is not what it was: what was trained on might now be tested on.
+    """
+    splits = _load(config, say)
+    empty = splits.train.subset(torch.empty(0, dtype=torch.int64))
+    # Only the test set is decoded; means and deviations are the classifier's own.
+    test = _frame(config, replace(splits, train=empty, mean=(0.0,), std=(1.0,)), say).test
+    known = (state or {}).get("identity", {}).get("test")
+    if known is not None and test.fingerprint() != known:
+        raise UserError(
+            f"the test set of {config.data} is not what the run in {path} was started with; restore it, or give "
+            f"labelled images to evaluate on: longtail evaluate {path} DATA."
+        )
+    return test
 
 
 def load(path: str | Path) -> Classifier:

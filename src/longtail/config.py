@@ -35,8 +35,8 @@ class DataOptions:
         group_pattern: regular expression whose first group, found in a path, names the image's group.
         labels: whether labels are class names, class numbers (0..C-1 or 1..C), or whichever they look like.
         unknown_labels: what to do with test images of a class that has no training image.
-        check: look at every file before training: ``full`` decodes it (finds cut-off files and duplicates), ``header``
-            reads its size only.
+        check: look at the files before training: ``full`` decodes every one (finds cut-off files and duplicates; two
+            minutes for 100,000 photographs on two cores), ``sample`` reads the size of 2000 and trusts the others.
         mean: per-channel mean that normalises, on 0..1; default: the encoder's own, or the training pixels'.
         std: per-channel standard deviation that normalises, likewise.
     """
@@ -54,7 +54,7 @@ class DataOptions:
     group_pattern: str | None = None
     labels: Literal["auto", "names", "numbers"] = "auto"
     unknown_labels: Literal["error", "skip"] = "error"
-    check: Literal["full", "header"] = "full"
+    check: Literal["full", "sample"] = "full"
     mean: list[float] | None = None
     std: list[float] | None = None
 
@@ -315,8 +315,15 @@ def check(config: TrainConfig) -> None:
     many, few = (*config.group_edges, 0, 0)[:2]
     if len(config.group_edges) != 2 or not many >= few >= 0:
         refuse("group_edges", "two whole numbers, the larger first, such as [100, 20]")
-    if config.source.std is not None and min(config.source.std, default=0.0) <= 0:
-        refuse("source.std", "above 0 in every channel")
+    if config.source.mean is not None and not all(0 <= value <= 1 for value in config.source.mean):
+        refuse("source.mean", "between 0 and 1 in every channel (divide by 255)")
+    if config.source.std is not None and not all(0 < value <= 1 for value in config.source.std):
+        refuse("source.std", "above 0 and at most 1 in every channel (divide by 255)")
+    if config.folds is None and (config.source.fold is not None or config.source.repeats != 1):
+        option = "source.repeats" if config.source.repeats != 1 else "source.fold"
+        raise UserError(f"--{option} says how --folds deal; add --folds K or leave it out.")
+    if config.folds is not None and (config.source.fold or 0) >= config.folds * config.source.repeats:
+        refuse("source.fold", f"below {config.folds * config.source.repeats} (folds times repeats)")
     if config.optimiser.lr is not None and config.optimiser.lr > 1000:
         refuse("optimiser.lr", "at most 1000")
     if any(not 0 < share < 1 for share in config.optimiser.milestones):

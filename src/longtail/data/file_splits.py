@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longtail.config import DataOptions
-from longtail.data.check_images import bad_image_message, check_images
+from longtail.data.check_images import ImageFacts, Level, bad_image_message, check_images
 from longtail.data.duplicates import duplicate_notes, find_duplicates
 from longtail.data.image_set import DataSplits, ImageFiles, PathTable
 from longtail.data.keyed import derive_seed
@@ -19,6 +21,9 @@ from longtail.data.labels import known_labels, number_labels
 from longtail.data.listing import Listing
 from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling
 from longtail.errors import UserError
+
+_SAMPLE = 2000
+"""Files that ``--source.check sample`` looks at, or up to twice as many: evenly spread over the classes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def split_files(listing: Listing, folds: int | None, source: DataOptions, checks
     """Number the labels, look at every file, and split.
 
     Samples are ordered by class, then path, whatever the order of the listing: the same images from a folder, a
-    manifest or a list give the same run.
+    manifest or a list give the same run, if their paths are relative to the same folder.
 
     Raises:
         UserError: labels, files or splits cannot be used; the message says which.
@@ -108,9 +113,7 @@ def _look(
     by_path = torch.tensor(sorted(range(len(listing)), key=listing.paths.__getitem__), dtype=torch.int64)
     order = by_path[torch.argsort(labels[by_path], stable=True)]
     listing, labels = listing.select(order.tolist()), labels[order]
-    facts = check_images(
-        listing.root, listing.paths, source.check, checks.workers, checks.cache, listing.name, checks.progress
-    )
+    facts = _facts(listing, source, checks)
     good = torch.ones(len(listing), dtype=torch.bool)
     skipped: tuple[tuple[str, str], ...] = ()
     if facts.errors:
@@ -130,6 +133,32 @@ def _look(
         digests=torch.from_numpy(facts.digests)[good],
     )
     return listing, files, skipped
+
+
+def _facts(listing: Listing, source: DataOptions, checks: FileChecks) -> ImageFacts:
+    """Look at every file, or at some of them; what was not looked at is 0."""
+    count = len(listing)
+    looked_at = range(0, count, 1 if source.check == "full" else max(1, count // _SAMPLE))
+    level: Level = "full" if source.check == "full" else "header"
+    name = listing.name if source.check == "full" else f"{listing.name} (sample)"
+    paths = listing.paths if len(looked_at) == count else [listing.paths[index] for index in looked_at]
+    facts = check_images(listing.root, paths, level, checks.workers, checks.cache, name, checks.progress)
+    if len(looked_at) == count:
+        return facts
+
+    def spread(known: NDArray[Any]) -> NDArray[Any]:
+        whole = np.zeros(count, known.dtype)
+        whole[looked_at] = known
+        return whole
+
+    return ImageFacts(
+        widths=spread(facts.widths),
+        heights=spread(facts.heights),
+        modes=spread(facts.modes),
+        frames=spread(facts.frames),
+        digests=spread(facts.digests),
+        errors={looked_at[index]: reason for index, reason in facts.errors.items()},
+    )
 
 
 def _check_still_there(listing: Listing, labels: Tensor, good: Tensor, class_names: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from longtail.data.labels import in_order
 from longtail.data.listing import Listing
 from longtail.data.scanning import count_images, first_image, scan
 from longtail.errors import UserError
@@ -114,7 +115,7 @@ class _Tree:
 
     def listing(self, root: Path) -> Listing:
         """Return what was gathered, checked."""
-        classes = sorted(self.classes)
+        classes = in_order(self.classes)
         if not self.paths:
             raise UserError(
                 f"{root}: no image in its {_count(len(classes), 'class folder', 'class folders')} "

@@ -48,7 +48,7 @@ def number_labels(
     notes: list[str] = []
     keys, as_numbers = _keys(listing, how, notes)
     train, test = _counts(listing, keys)
-    unknown_keys = _in_order(key for key in test if key not in train)
+    unknown_keys = in_order(key for key in test if key not in train)
     if unknown_keys:
         notes.append(_unknown_labels(listing, unknown_keys, test, unknown))
         kept = [i for i, text in enumerate(listing.labels) if keys[text] in train]
@@ -69,10 +69,15 @@ def number_labels(
 def known_labels(listing: Listing, class_names: Sequence[str], how: str = "auto") -> dict[str, int]:
     """Return the class number of each label text of ``listing`` that means one of a trained model's classes.
 
-    Whole numbers are known in any spelling (``03`` is class ``3``), unless ``how`` is ``"names"``.
+    Whole numbers are known in any spelling (``03`` is class ``3``), unless ``how`` is ``"names"``. The numbers of a
+    split list mean the model's class of that name; where its names are no numbers, of the name that the list's own
+    folders give them; and only where those say nothing, of that position.
     """
-    names = map(str, range(len(class_names))) if listing.numbered else class_names
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = {name: number for number, name in enumerate(class_names)}
+    if listing.numbered and not all(_WHOLE.fullmatch(name) for name in class_names):
+        own = dict(enumerate(listing.class_names or ()))
+        by_folder = {str(place): numbers[name] for place, name in own.items() if name in numbers}
+        numbers = by_folder or {str(number): number for number in range(len(class_names))}
     found: dict[str, int] = {}
     for text in set(listing.labels):
         key = text.strip()
@@ -90,7 +95,7 @@ def _keys(listing: Listing, how: str, notes: list[str]) -> tuple[dict[str, str],
         keys = {text: text for text in texts}
     else:
         keys = {text: text.strip() for text in texts}
-        if not listing.numbered:
+        if not listing.numbered and how != "names":
             refuse_multi_label(listing.name, set(keys.values()))
     fixed = listing.class_names is not None and not listing.numbered
     meant = listing.class_names if fixed and listing.class_names else sorted(keys.values())
@@ -164,9 +169,9 @@ def _classes(
     """Return the keys of the classes in order, and their names."""
     fixed = listing.class_names
     if fixed is None or listing.numbered:
-        keys = _in_order(train)
+        keys = in_order(train)
     elif as_numbers:
-        keys = _in_order({*train, *(str(int(name)) for name in fixed)})
+        keys = in_order({*train, *(str(int(name)) for name in fixed)})
     else:
         keys = list(fixed)
     keys = [key for key in keys if key not in unknown]
@@ -224,7 +229,7 @@ def _near_duplicates(listing: Listing, names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _in_order(keys: Iterable[str]) -> list[str]:
+def in_order(keys: Iterable[str]) -> list[str]:
     """Sort whole numbers by value, anything else by code points."""
     listed = list(keys)
     if all(_WHOLE.fullmatch(key) for key in listed):

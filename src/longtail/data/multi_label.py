@@ -15,7 +15,8 @@ def multi_label_error(where: str, evidence: str) -> UserError:
     """Return the error for multi-label data: ``evidence`` completes the sentence "``where``: ..."."""
     return UserError(
         f"{where}: {evidence}, which is multi-label data, and one label an image is needed: keep the main label of "
-        "each image, or train one binary manifest a label."
+        "each image, or train one binary manifest a label (if such a label is a single name, add --source.labels "
+        "names)."
     )
 
 

@@ -1,7 +1,7 @@
 """Which images test and which train: stratified, whole groups on one side, and no class left without training images.
 
-Every choice hangs on a hash of the image's path, not on its place in a list: listing the files in another order, or
-on another machine, gives the same split.
+Every choice hangs on a hash of the image's path as listed, not on its place in a list: listing the files in another
+order, or on another machine, gives the same split. Paths relative to another folder give another one.
 """
 
 from __future__ import annotations

@@ -29,9 +29,14 @@ Frames = dict[str, Tensor]
 """View name to uint8 ``[B, 3, H, W]``, framed but not yet augmented or normalised."""
 
 
-def default_workers(device: torch.device) -> int:
-    """Return how many processes decode: all cores but one beside an accelerator, half of them beside a busy CPU."""
+def default_workers(device: torch.device | None) -> int:
+    """Return how many workers decode: all cores but one beside an accelerator, half of them beside a busy CPU.
+
+    Where nothing else is to be done (no device), all cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device is None:
+        return cores
     return max(1, min(cores - 1, 32) if device.type != "cpu" else cores // 2)
 
 
@@ -75,8 +80,7 @@ def _read(files: ImageFiles, index: int, side: int | None) -> Any:
         return read_image(files.path(index), side)
     except BadImage as error:
         raise UserError(
-            f"{files.path(index)} cannot be read any more ({error.reason}); it was whole before the training. Restore "
-            "it and go on with --resume."
+            f"{files.path(index)} cannot be read any more ({error.reason}); restore it and go on with --resume."
         ) from None
 
 

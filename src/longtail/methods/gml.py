@@ -109,6 +109,11 @@ class GML(Method):
             )
         if config.teacher.run is None:
             return
+        if config.folds is not None:
+            raise UserError(
+                "--teacher.run cannot be used with --folds: that teacher has seen images that the folds test on; leave "
+                "it out, so that every fold trains its own."
+            )
         if config.teacher.kind != "frozen":
             raise UserError("--teacher.run gives a frozen teacher; leave out --teacher.kind momentum or --teacher.run.")
         check_teacher(Classifier.load(config.teacher.run), config, train)
@@ -181,6 +186,14 @@ def check_teacher(teacher: Classifier, config: TrainConfig, train: LabelledImage
             f"the teacher was trained on {had[0]}-channel images of {had[1]}, the data has {has[0]} channels and "
             f"{has[1]}; train it on the same data."
         )
+    if config.source.mean is not None and config.source.std is not None:
+        own = torch.tensor([config.source.mean, config.source.std])
+        if not torch.allclose(torch.stack([teacher.mean, teacher.std]).cpu(), own, atol=1e-3):
+            raise UserError(
+                f"the teacher was trained on images normalised by mean {teacher.mean.tolist()} and std "
+                f"{teacher.std.tolist()}, this run normalises by {config.source.mean} and {config.source.std}; "
+                "give the teacher's with --source.mean and --source.std."
+            )
     if config.loss.distillation_weight and not isinstance(teacher.head, CosineHead):
         raise UserError(
             "distillation compares cosine logits, but the teacher has a linear head; use a teacher trained with "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ SMALL_SIDE = 96
 """Files up to this side get a ResNet-18 and stay in memory; larger ones are photographs: ResNet-50 at 224, streamed."""
 SMALL_FRAMES = (16, 24, 32, 48, 64, 96)
 """Sides that small files are brought to, whichever is nearest."""
-_IMAGES_A_STAGE = {False: 45_000, True: 1_000_000}
-"""Small files, photographs: how many images a stage sees by default, in 15 to 90 epochs."""
+_IMAGES_A_STAGE = {False: 35_000, True: 1_000_000}
+"""Small files, photographs: how many images a stage sees by default, in 12 to 90 epochs."""
 
 Choose = Callable[[str, Any], Any]
 
@@ -38,7 +39,8 @@ Choose = Callable[[str, Any], Any]
 def typical_side(images: LabelledImages) -> int:
     """Return the longer side of arrays, or the median of the shorter sides of files."""
     if isinstance(images, ImageFiles):
-        return int(images.sizes.min(1).values.median())
+        sides = images.sizes.min(1).values
+        return int(sides[sides > 0].median())
     return max(images.image_size)
 
 
@@ -64,7 +66,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     tiny, photos = max(image_size) <= TINY_SIDE, files and min(image_size) > SMALL_SIDE
     encoder = _sketch(backbone, data.train.channels, image_size)
     _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
-    passes = min(max(round(_IMAGES_A_STAGE[photos] / size), 15), 90)
+    passes = min(max(round(_IMAGES_A_STAGE[photos] / size), 12), 90)
     epochs = choose("epochs", 60 if tiny else passes if files else 200)
     choose("teacher.epochs", epochs)
     batch = choose("batch_size", 32 if tiny else 64 if files else 128)
@@ -171,6 +173,12 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     Raises:
         UserError: weights that were asked for cannot be had or do not fit.
     """
+    for key in ("pretrained", "teacher.pretrained"):
+        start = get_option(config, key)
+        if config.folds is not None and start is not None and (Path(start) / "model.json").exists():
+            raise UserError(
+                f"--{key} {start} cannot be used with --folds: that run may have seen images that the folds test on."
+            )
     channels = data.train.channels
     side = config.image_size
     size = (side, side) if side is not None else data.train.image_size

@@ -19,7 +19,7 @@ from longtail.files import load_tensors, save_tensors, write_bytes, write_json
 from longtail.metrics import GROUP_EDGES, balanced_accuracy, class_recall, evaluate_predictions, per_class_table
 from longtail.models import Classifier
 
-_BATCH = 256
+_BATCH = 64
 _PREDICTIONS = "predictions"
 
 

@@ -29,6 +29,7 @@ _FILES = (
 ).split()
 """In the order of deletion: ``config.yaml`` last, so that a run half deleted still counts as one."""
 _MOST_SKIPPED = 1000
+_LEFTOVER = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))})\.\d+\.tmp$")
 _FOLD = re.compile(r"fold-\d+$")
 _MAY_CHANGE = ("out", "device", "loading.workers", "loading.prefetch")
 """Options that a resumed run may be given anew: they change where it runs, not what it computes."""
@@ -53,7 +54,8 @@ class RunFolder:
             raise UserError("--resume and --overwrite exclude each other.")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115 - held open for as long as the run lives
+            self._had_lock = (path / ".lock").exists()
+            self._lock = open(path / ".lock", "a")  # noqa: SIM115 - held open for as long as the run lives
         except OSError as error:
             raise UserError(f"--out {path} cannot be written: {error.strerror}.") from None
         try:
@@ -68,18 +70,21 @@ class RunFolder:
             raise
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
-        for leftover in self.path.glob(".*.tmp"):  # of a killed process; the lock says that none is alive
-            leftover.unlink(missing_ok=True)
-        foreign = sorted(p.name for p in self.path.iterdir() if p.name not in _FILES and not _FOLD.match(p.name))
+        # Without a config.yaml nothing here is ours but the lock: folders of the same names may be the user's.
+        foreign = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and not _LEFTOVER.match(p.name))
         if self.holds_run and not (resume or overwrite):
             raise UserError(
                 f"{self.path} already holds a run; add --resume to go on with it, --overwrite to start anew, or choose "
                 "another --out."
             )
         if foreign and not self.holds_run:
-            self.path.joinpath(".lock").unlink(missing_ok=True)
+            if not self._had_lock:
+                self.path.joinpath(".lock").unlink(missing_ok=True)
             raise UserError(f"{self.path} is not empty and holds no run (it has {foreign[0]}); choose another --out.")
-        if overwrite:
+        for leftover in self.path.iterdir():  # of a killed process; the lock says that none is alive
+            if _LEFTOVER.match(leftover.name):
+                leftover.unlink(missing_ok=True)
+        if overwrite and self.holds_run:
             for name in [*sorted(p.name for p in self.path.iterdir() if _FOLD.match(p.name)), *_FILES]:
                 entry = self.path / name
                 if entry.is_dir():
