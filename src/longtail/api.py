@@ -26,7 +26,14 @@ from longtail.training.defaults import choose_pretrained, chosen_framing, descri
 from longtail.training.evaluation import evaluate_classifier, save_predictions, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder, check_same_options, may_change, read_config, write_data_record
+from longtail.training.run_folder import (
+    RunFolder,
+    check_free,
+    check_same_options,
+    may_change,
+    read_config,
+    write_data_record,
+)
 from longtail.training.stages import check_config, run_stages
 
 _CHOOSE_DATA = "data root method imbalance folds source.profile source.test source.test_share source.split_seed".split()
@@ -85,7 +92,8 @@ def train(
         given["data"] = str(data)
     say = ProgressReporter(quiet)
     if not given.get("data") and not (resume and given.get("out")):
-        raise UserError("no data given: name a data set (such as digits-lt) or a path.")
+        hint = "say with --out which run goes on, or " if resume else ""
+        raise UserError(f"no data given: {hint}name a data set (such as digits-lt) or a path.")
     config = make_config(given)
     out = Path(config.out or default_folder(config))
     resumed = resume and (out / "config.yaml").exists()
@@ -95,15 +103,21 @@ def train(
         raise UserError(f"{out} holds no run to resume; name the data to start one.")
     config = replace_options(config, {"out": str(out)})
     get_method(config.method)
+    check_free(out, resume, overwrite)  # told at once, not after a look at every image
     _check_beside(out, config)
     one = _train_one if config.folds is None or config.source.fold is not None else _train_folds
     return one(config, given, resume, overwrite, say)
 
 
 def _train_one(
-    config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter
+    config: TrainConfig,
+    given: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    say: ProgressReporter,
+    told: set[str] | None = None,
 ) -> Result:
-    """Train one run into ``config.out``."""
+    """Train one run into ``config.out``; ``told`` are options that the user gave, if they are not ``given``."""
     out = Path(str(config.out))
     resumed = resume and (out / "config.yaml").exists()
     config, splits, notes = _choose(config, given, resumed, say)
@@ -115,7 +129,7 @@ def _train_one(
     )
     for note in (*splits.notes, *notes):
         say.say(note)
-    say.say(f"{config.method}, chosen from the data: {describe(config, set(given))}")
+    say.say(f"{config.method}, chosen from the data: {describe(config, told or set(given))}")
     splits = _frame(config, splits, say)
     _check_teacher_stays(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
@@ -199,7 +213,7 @@ def _train_folds(
             started = (path / "config.yaml").exists()
             changes = {"source.fold": number, "out": str(path)}
             one = _saved_config(path, moved) if started else replace_options(config, changes)
-            _train_one(replace_options(one, changes), {}, resume, False, say)
+            _train_one(replace_options(one, changes), {}, resume, False, say, told=set(given))
         pooled = pool_folds(out, config)
         write_evaluation(out, pooled)
         write_report(out)

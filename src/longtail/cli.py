@@ -29,6 +29,18 @@ _USAGE = {
 }
 
 
+_MORE = {
+    "evaluate": """
+
+  DATA                     labelled images with the same classes: their test set or, where they are not split, all
+                           (default: the run's own test set, whose figures and report are then written anew)
+  --root DIR               folder that paths in DATA are relative to
+  --on_bad_image WHAT      error or skip: files of DATA that cannot be read
+  --unknown_labels WHAT    error or skip: images of DATA of classes that the model does not know
+  --device DEVICE          where to compute, such as auto or cpu"""
+}
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line ``words`` (default: the process's) and return the exit code."""
     words = list(sys.argv[1:] if words is None else words)
@@ -64,7 +76,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         raise unknown_name("command", verb, VERBS)
     if "-h" in rest or "--help" in rest:
-        print(_train_help() if verb == "train" else f"usage: {_USAGE[verb]}\n\n{VERBS[verb]}")
+        print(_train_help() if verb == "train" else f"usage: {_USAGE[verb]}\n\n{VERBS[verb]}{_MORE.get(verb, '')}")
         return 0
     return {"train": _train, "evaluate": _evaluate, "recipes": _recipes}[verb](rest)
 

@@ -156,7 +156,8 @@ def _listing(data: str, root: str | None, source: DataOptions, split_needed: boo
     if not is_file:
         if "/" in data or os.sep in data or "." in data:
             raise UserError(f"no such file or folder: {data}; {accepted}")
-        raise unknown_name("data", data, source_names())
+        unknown = unknown_name("data", data, source_names())
+        raise UserError(f"{unknown} There is no file or folder of that name either.")
     if ending in _MANIFESTS:
         columns = {
             name: getattr(source, name) for name in ("path_column", "label_column", "split_column", "group_column")

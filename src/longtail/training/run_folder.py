@@ -72,11 +72,7 @@ class RunFolder:
     def _claim(self, resume: bool, overwrite: bool) -> None:
         # Without a config.yaml nothing here is ours but the lock: folders of the same names may be the user's.
         foreign = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and not _LEFTOVER.match(p.name))
-        if self.holds_run and not (resume or overwrite):
-            raise UserError(
-                f"{self.path} already holds a run; add --resume to go on with it, --overwrite to start anew, or choose "
-                "another --out."
-            )
+        check_free(self.path, resume, overwrite)
         if foreign and not self.holds_run:
             if not self._had_lock:
                 self.path.joinpath(".lock").unlink(missing_ok=True)
@@ -114,6 +110,15 @@ class RunFolder:
         self._lock.close()
 
 
+def check_free(path: Path, resume: bool, overwrite: bool) -> None:
+    """Raise :class:`UserError` if ``path`` holds a run that was not asked to go on or to go away."""
+    if (path / "config.yaml").exists() and not (resume or overwrite):
+        raise UserError(
+            f"{path} already holds a run; add --resume to go on with it, --overwrite to start anew, or choose another "
+            "--out."
+        )
+
+
 def write_data_record(path: Path, splits: DataSplits, notes: Sequence[str] = ()) -> None:
     """Write ``data.json``: what was read, how it was split, what was left out and why."""
     record = {
@@ -136,7 +141,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.yaml"
     if not file.is_file():
-        raise UserError(f"{path} is not a run folder: it has no config.yaml.")
+        what = "it has no config.yaml" if path.exists() else "there is no such folder"
+        raise UserError(f"{path} is not a run folder: {what}.")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
