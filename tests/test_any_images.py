@@ -433,7 +433,7 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.check)])
 def test_a_streamed_run_that_dies_resumes_with_other_workers_to_the_same_bytes(desk, trained, how):
     words = ["train", trained / "photos", *STREAM, *TINY]
     desk.run(*words, "--loading.workers", "0", "--out", "whole")

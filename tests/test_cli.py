@@ -224,7 +224,7 @@ def test_a_method_without_a_queue_does_not_mind_its_size(desk, made):
 def test_a_batch_larger_than_the_data_is_made_smaller_and_said(desk, made):
     words = ["train", made / "bars.npz", "--method", "cross_entropy", "--out", "out", *SHORT[:-1], "--batch-size", 1000]
     out, err = desk.run(*words)
-    assert out.splitlines()[0] == "batch_size 1000 is larger than the training set; 35 is used."
+    assert out.splitlines()[1] == "batch_size 1000 is larger than the training set; 35 is used."
     assert err == ""
     [line] = (desk.folder / "out" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["steps_taken"] == 1
@@ -509,8 +509,8 @@ def test_damaged_teacher(desk, made):
 def test_train_tells_data_choices_figures_and_report(desk, made):
     out, err = desk.run("train", made / "bars.npz", "--out", "out", *SHORT[:-1])
     lines = out.splitlines()
-    assert "35 training images, 3 classes of 24 down to 2 (imbalance 12), 15 test images" in lines[0]
-    assert lines[1].startswith("gml, chosen from the data: backbone small_net, batch_size 32, ")
+    assert "35 training images, 3 classes of 24 down to 2 (imbalance 12), 15 test images (given)" in lines[0]
+    assert lines[1].startswith("gml, chosen from the data: backbone small_net, pretrained none, batch_size 32, ")
     assert "epochs" not in lines[1].replace("teacher.epochs", "")  # they were given
     assert [line.split()[:3] for line in lines[2:4]] == [["teacher", "epoch", "1/1"], ["student", "epoch", "1/1"]]
     assert lines[4].startswith("test: top-1 ")

@@ -128,6 +128,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.check
 def test_killed_in_the_middle_of_folds_ends_with_the_same_bytes(desk, photos):
     desk.run(*OVER, "--out", "whole")
     words = [sys.executable, "-c", PROGRAM, "4", *OVER, "--out", "halved"]  # two steps a fold: in the second one
