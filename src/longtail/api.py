@@ -17,6 +17,7 @@ from longtail.data.framing import frame_splits
 from longtail.data.sources import load_test_set
 from longtail.data.streaming import default_workers
 from longtail.errors import UserError
+from longtail.files import read_json
 from longtail.methods import get_method
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
@@ -136,7 +137,7 @@ def _train_one(
     try:
         if not folder.holds_run:
             folder.write_config(config)
-        write_data_record(folder.path, splits, notes)
+            write_data_record(folder.path, splits, notes)
         evaluation = run_stages(config, splits, folder, say)
         write_report(folder.path)
     finally:
@@ -168,7 +169,11 @@ def _choose(
 def _check_beside(out: Path, config: TrainConfig) -> None:
     """Raise if the run would lie among the images, where the next reading took its folder for a class."""
     for place in (config.data, config.source.test):
-        if place and Path(place).expanduser().is_dir() and out.resolve().is_relative_to(Path(place).resolve()):
+        if (
+            place
+            and Path(place).expanduser().is_dir()
+            and out.resolve().is_relative_to(Path(place).expanduser().resolve())
+        ):
             raise UserError(
                 f"--out {out} lies in the image folder {place}, where it would count as a class folder; choose an "
                 "--out beside it."
@@ -195,9 +200,8 @@ def _train_folds(
         # What cannot be dealt or trained is refused before anything is written: the first fold of each deal tells.
         deals = range(0, folds * config.source.repeats, folds)
         firsts = [_choose(replace_options(config, {"source.fold": fold}), {}, False, say) for fold in deals]
-        # The same weights for all folds, even if the network goes away between two of them.
-        weights = ("pretrained", "teacher.pretrained")
-        config = replace_options(config, {key: get_option(firsts[0][0], key) for key in weights})
+        # One choice for all folds, weights included: their figures are put together.
+        config = replace_options(firsts[0][0], {"source.fold": None})
         _check_teacher_stays(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
@@ -209,7 +213,6 @@ def _train_folds(
                 say.say(note)
         for number, path in enumerate(fold_folders(out, config)):
             say.say(f"fold {number % folds + 1} of {folds}: {path}")
-            # What is open is chosen for each fold from its own training images.
             started = (path / "config.yaml").exists()
             changes = {"source.fold": number, "out": str(path)}
             one = _saved_config(path, moved) if started else replace_options(config, changes)
@@ -326,6 +329,9 @@ def evaluate(
         )
         for note in splits.notes:
             say.say(note)
+        same = Path(config.data).exists() and Path(data).expanduser().resolve() == Path(config.data).resolve()
+        if same and len(splits.test) > _tested(path):
+            say.say(f"{data} is what the run was trained on: these figures are on its training images too.")
         test = splits.test
         test = replace(test, framed=classifier.framing) if isinstance(test, ImageFiles) else test
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
@@ -336,6 +342,12 @@ def evaluate(
         write_report(path)
     say.say(summary(evaluated.figures))
     return Result(path, evaluated.figures)
+
+
+def _tested(path: Path) -> int:
+    """Return how many images a run was tested on."""
+    record = path / "evaluation.json"
+    return int(read_json(record).get("test_images", 0)) if record.exists() else 0
 
 
 def _run_test_set(

@@ -101,13 +101,20 @@ def label_known(listing: Listing, class_names: tuple[str, ...], source: DataOpti
     if not len(listing):
         raise UserError(f"{listing.name} has no image to evaluate on.")
     labels = torch.tensor([number[label] for label in listing.labels], dtype=torch.int64)
-    listing, files, skipped = _look(replace(listing, splits=None), labels, class_names, source, checks)
+    listing, files, skipped = _look(replace(listing, splits=None), labels, class_names, source, checks, training=False)
+    if not len(files):
+        raise UserError(f"{listing.name}: no image can be read; mend the files.")
     empty = files.subset(torch.empty(0, dtype=torch.int64))
     return DataSplits(listing.name, empty, files, (), (), "", notes=listing.notes, skipped=skipped)
 
 
 def _look(
-    listing: Listing, labels: Tensor, class_names: tuple[str, ...], source: DataOptions, checks: FileChecks
+    listing: Listing,
+    labels: Tensor,
+    class_names: tuple[str, ...],
+    source: DataOptions,
+    checks: FileChecks,
+    training: bool = True,
 ) -> tuple[Listing, ImageFiles, tuple[tuple[str, str], ...]]:
     """Order by class and path, look at every file, and leave out what cannot be read, if that is wanted."""
     by_path = torch.tensor(sorted(range(len(listing)), key=listing.paths.__getitem__), dtype=torch.int64)
@@ -122,7 +129,8 @@ def _look(
             raise UserError(note)
         skipped = tuple((listing.paths[index], reason) for index, reason in sorted(facts.errors.items()))
         good[list(facts.errors)] = False
-        _check_still_there(listing, labels, good, class_names)
+        if training:
+            _check_still_there(listing, labels, good, class_names)
         listing = replace(listing.select(good.nonzero().squeeze(1).tolist()), notes=(*listing.notes, note))
     files = ImageFiles(
         root=listing.root,

@@ -11,6 +11,7 @@ from longtail.data.arrays import pixel_statistics
 from longtail.data.image_set import DataSplits, Framing, ImageFiles, ImageSet, LabelledImages
 from longtail.data.keyed import keyed_permutation
 from longtail.data.streaming import plain_frames
+from longtail.errors import UserError
 
 _SAMPLE = 2000
 """Training images that the statistics of streamed files are taken from."""
@@ -25,7 +26,14 @@ def decode_all(files: ImageFiles, workers: int, progress: Progress | None = None
         UserError: a file cannot be read, or the pixels do not fit into memory.
     """
     height, width = files.framing.size
-    images = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
+    try:
+        images = torch.empty(len(files), 3, height, width, dtype=torch.uint8)
+    except RuntimeError:
+        size = len(files) * 3 * height * width / 2**30
+        raise UserError(
+            f"the {len(files)} images take {size:.0f} GiB at {height} x {width}, which do not fit into memory; add "
+            "--loading.resident false."
+        ) from None
     done = 0
     for frames in plain_frames(files, batch_size=64, workers=workers):
         images[done : done + len(frames)] = frames

@@ -6,6 +6,7 @@ What a batch holds is a function of (seed, epoch, step) alone, so that the numbe
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +142,7 @@ def _stream(
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # nothing here draws from it, but the caller's must not move
     )
     try:
         for item in loader:
@@ -148,7 +150,7 @@ def _stream(
                 raise UserError(item)
             yield item
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not re.search("DataLoader worker.*(exited unexpectedly|is killed by signal)", str(error)):
             raise
         raise UserError(
             f"a process that decodes images died ({str(error).splitlines()[0]}); it may be short of memory or of "

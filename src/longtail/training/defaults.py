@@ -19,7 +19,7 @@ from longtail.config import TrainConfig, flatten, get_option, replace_options, r
 from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
 from longtail.data.views import build_view
 from longtail.errors import UserError
-from longtail.models import build_encoder, choose_weights, encoder_defaults, feature_dim
+from longtail.models import EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
 
 TINY_SIDE = 16
 """Images up to this side (pixels) get the small network; arrays of any larger size a CIFAR ResNet."""
@@ -131,7 +131,7 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
             )
         _check_statistics(config, train.channels)
         return size
-    own = encoder_defaults(backbone)
+    own = _own_defaults(backbone, config.pretrained)
     small = side <= SMALL_SIDE and (own is None or config.backbone is None)
     nearest = side if side <= TINY_SIDE else min(SMALL_FRAMES, key=lambda frame: abs(frame - side))
     usual = min(nearest, 32) if own is None else nearest if small else own.image_size[0]
@@ -150,6 +150,18 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
         choose("source.std", list(own.std))
     _check_statistics(config, train.channels)
     return side_chosen, side_chosen
+
+
+def _own_defaults(backbone: str, weights: str | None) -> EncoderDefaults | None:
+    """Return how an encoder takes its images: as its weights were trained, where other ones than its usual are named."""
+    usual = encoder_defaults(backbone)
+    if usual is None or weights in (None, "auto", "none", "hub") or Path(str(weights)).exists():
+        return usual
+    name = str(weights) if str(weights).startswith(f"{backbone.split('.')[0]}.") else f"{backbone}.{weights}"
+    try:
+        return encoder_defaults(name)
+    except UserError:  # weights by another kind of name; whether they exist is found out before training
+        return usual
 
 
 def _check_statistics(config: TrainConfig, channels: int) -> None:
@@ -186,9 +198,16 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     notes: list[str] = []
     chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
     notes += [note] if note else []
+    if config.pretrained is not None and (Path(config.pretrained) / "config.yaml").exists():
+        notes.append(
+            f"weights start from the run {config.pretrained}: if it was trained on images that are tested on here, figures "
+            "flatter the model."
+        )
     trains_teacher = config.method == "gml" and config.teacher.kind == "frozen" and config.teacher.run is None
     same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
-    if same or not trains_teacher:
+    if not trains_teacher:
+        chosen["teacher.pretrained"] = config.teacher.pretrained or "none"
+    elif same:
         chosen["teacher.pretrained"] = chosen["pretrained"]
     else:
         wanted = config.teacher.pretrained

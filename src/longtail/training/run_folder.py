@@ -175,8 +175,10 @@ def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) ->
     """Raise if an option given for a resumed run differs from what it was started with."""
     have = flatten(saved)
     for key, value in given.items():
-        # "auto" and "hub" were resolved when the run was started: what they named then stays. So was a bare tag.
-        named = value in ("auto", "hub") or (key.endswith("pretrained") and str(have[key]).endswith(f".{value}"))
+        # What "auto" and "hub" named when the run was started stays; so does a bare tag.
+        named = value == "auto" and key in ("pretrained", "teacher.pretrained", "device", "precision")
+        if key.endswith("pretrained") and have[key] != "none":
+            named = named or value == "hub" or str(have[key]).endswith(f".{value}")
         if not may_change(key) and value is not None and not named and have.get(key) != value:
             raise UserError(
                 f"--{key} {value} differs from the {have.get(key)} that the run in {path} was started with; leave it "
