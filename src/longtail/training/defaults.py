@@ -153,7 +153,7 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
 
 
 def _own_defaults(backbone: str, weights: str | None) -> EncoderDefaults | None:
-    """Return how an encoder takes its images: as its weights were trained, where other ones than its usual are named."""
+    """Return how an encoder takes its images: as its weights were trained, if they are not its usual ones."""
     usual = encoder_defaults(backbone)
     if usual is None or weights in (None, "auto", "none", "hub") or Path(str(weights)).exists():
         return usual
@@ -200,8 +200,8 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     notes += [note] if note else []
     if config.pretrained is not None and (Path(config.pretrained) / "config.yaml").exists():
         notes.append(
-            f"weights start from the run {config.pretrained}: if it was trained on images that are tested on here, figures "
-            "flatter the model."
+            f"weights start from the run {config.pretrained}: if it was trained on images that are tested on here, "
+            "figures flatter the model."
         )
     trains_teacher = config.method == "gml" and config.teacher.kind == "frozen" and config.teacher.run is None
     same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
