@@ -195,7 +195,9 @@ def _train_folds(
     moved = {key: value for key, value in given.items() if may_change(key)}
     firsts = []
     if resume and (out / "config.yaml").exists():
-        check_same_options(config, given, out)
+        # A batch larger than a fold was made smaller when the run was started.
+        same = {key: value for key, value in given.items() if key != "batch_size" or value <= (config.batch_size or 0)}
+        check_same_options(config, same, out)
     else:
         # What cannot be dealt or trained is refused before anything is written: the first fold of each deal tells.
         deals = range(0, folds * config.source.repeats, folds)
