@@ -48,9 +48,9 @@ def make_tree(root: Path, files: int, classes: int) -> None:
 
 def index_once(root: Path, check: str, cache: Path) -> dict[str, float]:
     """Index ``root`` in this process."""
-    from longtail.config import DataOptions
     from longtail.data.file_splits import FileChecks
     from longtail.data.sources import load_data
+    from longtail.option_groups import DataOptions
 
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     began = time.perf_counter()

@@ -11,7 +11,13 @@ import longtail
 
 SOURCE = Path(longtail.__file__).parent
 ROOMS = "losses metrics data models memory methods training reporting".split()  # from the ground up
-GROUND = {"errors": set(), "config": {"errors"}, "files": {"errors"}, "options": {"config", "errors"}}
+GROUND = {
+    "errors": set(),
+    "option_groups": set(),
+    "config": {"errors", "option_groups"},
+    "files": {"errors"},
+    "options": {"config", "errors"},
+}
 TOP = {"api", "cli", "__main__", "__init__"}
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from longtail.config import DataOptions
 from longtail.data.labels import known_labels
 from longtail.data.listing import Listing
 from longtail.data.sources import load_data
+from longtail.option_groups import DataOptions
 
 TINY = "--backbone small_net --image_size 16 --batch_size 4 --device cpu --quiet --epochs 1".split()
 PLAIN = ["--method", "cross_entropy", *TINY]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from longtail.config import DataOptions, TrainConfig, get_option, replace_options
+from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, ImageFiles, LabelledImages, load_data
 from longtail.data.check_cache import default_cache
 from longtail.data.counts import imbalance_factor
@@ -20,6 +20,7 @@ from longtail.errors import UserError
 from longtail.files import read_json
 from longtail.methods import get_method
 from longtail.models import Classifier
+from longtail.option_groups import DataOptions
 from longtail.options import make_config, parse_values, read_recipe
 from longtail.reporting import fold_summary, summary, write_report
 from longtail.training.checkpoint import CheckpointFolder

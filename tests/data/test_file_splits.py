@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from longtail.config import DataOptions
 from longtail.data import exponential_profile, load_data
 from longtail.data.counts import step_profile
 from longtail.data.file_splits import FileChecks
 from longtail.data.sources import load_test_set
 from longtail.errors import UserError
+from longtail.option_groups import DataOptions
 
 COUNTS = {"ant": 12, "bee": 7, "cat": 2, "dog": 1}
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from longtail.config import DataOptions
 from longtail.data import exponential_profile, load_data, long_tailed_indices, source_names
 from longtail.data.cifar import cifar_lt
 from longtail.data.digits import digits_lt
 from longtail.errors import UserError
+from longtail.option_groups import DataOptions
 
 
 def _write(path, counts, seed=0):

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longtail.config import DataOptions
 from longtail.data.check_images import ImageFacts, Level, bad_image_message, check_images
 from longtail.data.duplicates import duplicate_notes, find_duplicates
 from longtail.data.image_set import DataSplits, ImageFiles, PathTable
@@ -21,6 +20,7 @@ from longtail.data.labels import known_labels, number_labels
 from longtail.data.listing import Listing
 from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling
 from longtail.errors import UserError
+from longtail.option_groups import DataOptions
 
 _SAMPLE = 2000
 """Files that ``--source.check sample`` looks at, or up to twice as many: evenly spread over the classes."""

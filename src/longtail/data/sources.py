@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from longtail.config import DataOptions
 from longtail.data.arrays import check_splits, load_arrays, pixel_statistics
 from longtail.data.cifar import cifar_lt
 from longtail.data.counts import PROFILES, check_imbalance, class_profile, long_tailed_indices
@@ -24,6 +23,7 @@ from longtail.data.published import PUBLISHED, read_published
 from longtail.data.split_list import read_split_list
 from longtail.data.splits import fold_of
 from longtail.errors import UserError, unknown_name
+from longtail.option_groups import DataOptions
 
 DEFAULT_ROOT = ".data"
 DEFAULT_IMBALANCE = 100.0

@@ -1,0 +1,190 @@
+"""The groups of options of a training run, as frozen dataclasses; ``config.py`` puts them together and checks them.
+
+``None`` means "chosen from the data". This module imports nothing heavy, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where images and labels come from, and how they are split.
+
+    Attributes:
+        profile: long-tailed profile that ``imbalance`` cuts: exponential (Cao et al. 2019) or step (Buda et al. 2018).
+        test: a second folder, manifest or split list that holds the test images.
+        test_share: share of each class that is held out for the test where the data has no test split.
+        split_seed: which images are held out, and how folds are dealt; not moved by ``seed``.
+        repeats: how often ``folds`` are dealt anew.
+        fold: the one fold that this run tests on (set by ``folds``).
+        path_column: of a manifest: the image file, relative to the manifest or to ``root``.
+        label_column: of a manifest: the class.
+        split_column: of a manifest: ``train`` or ``test``, if it has such a column.
+        group_column: of a manifest: what a split must not tear apart (patient, site, burst), if it has such a column.
+        group_pattern: regular expression whose first group, found in a path, names the image's group.
+        labels: whether labels are class names, class numbers (0..C-1 or 1..C), or whichever they look like.
+        unknown_labels: what to do with test images of a class that has no training image.
+        check: look at the files before training: ``full`` decodes every one (finds cut-off files and duplicates; two
+            minutes for 100,000 photographs on two cores), ``sample`` reads the size of 2000 and trusts the others.
+        mean: per-channel mean that normalises, on 0..1; default: the encoder's own, or the training pixels'.
+        std: per-channel standard deviation that normalises, likewise.
+    """
+
+    profile: Literal["exponential", "step"] = "exponential"
+    test: str | None = None
+    test_share: float = 0.2
+    split_seed: int = 0
+    repeats: int = 1
+    fold: int | None = None
+    path_column: str = "path"
+    label_column: str = "label"
+    split_column: str = "split"
+    group_column: str = "group"
+    group_pattern: str | None = None
+    labels: Literal["auto", "names", "numbers"] = "auto"
+    unknown_labels: Literal["error", "skip"] = "error"
+    check: Literal["full", "sample"] = "full"
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How image files become batches.
+
+    Attributes:
+        resident: decode every file once and keep the pixels in memory (small images), or decode anew for every batch.
+        workers: processes that decode; changes nothing but the speed.
+        prefetch: batches that each worker prepares ahead.
+        resize: length of the shorter side before the centre crop, where nothing is random.
+        interpolation: of every resize, ``bilinear`` or ``bicubic``.
+    """
+
+    resident: bool | None = None
+    workers: int | None = None
+    prefetch: int = 4
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Augmentation recipe of each view (see ``longtail.data.views``); default: what fits the images.
+
+    Attributes:
+        classifier: the view that the classifier is trained on.
+        query: the student's view for the contrast.
+        key: the teacher's view for the queue.
+    """
+
+    classifier: str | None = None
+    query: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Losses and their weights.
+
+    Attributes:
+        temperature: (initial) temperature of the Gaussian kernel.
+        learn_temperature: learn log(temperature) on a copy of the loss without a sample's own keys.
+        prior_strength: scales log p(c) in every loss that has it: 1 = the paper, 0 = no prior.
+        exclude_own_key: leave a sample's own keys out of the main copy of the contrast too.
+        classifier_weight: weight of L_cls.
+        contrast_weight: weight of L_GML.
+        distillation_weight: weight of the distillation term; 0 leaves it, and its teacher pass, out.
+        distillation_temperature: both logits are divided by it.
+        scale: scale of the cosine classifier (inverse temperature of its softmax).
+    """
+
+    temperature: float | None = None
+    learn_temperature: bool = True
+    prior_strength: float = 1.0
+    exclude_own_key: bool = False
+    classifier_weight: float = 1.0
+    contrast_weight: float = 1.0
+    distillation_weight: float | None = None
+    distillation_temperature: float = 4.0
+    scale: float = 30.0
+
+
+@dataclass(frozen=True)
+class QueueOptions:
+    """The class-wise queue of contrast samples.
+
+    Attributes:
+        capacity: slots over all classes (K of Eq. 6).
+        min_per_class: least slots a class gets (K_min of Eq. 6).
+        projection_dim: width of the space in which queries and keys are compared.
+    """
+
+    capacity: int | None = None
+    min_per_class: int | None = None
+    projection_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Who fills the queue.
+
+    Attributes:
+        kind: ``frozen`` (trained beforehand, the paper) or ``momentum`` (a moving average of the student).
+        run: folder of a finished run to use as the frozen teacher instead of training one.
+        backbone: encoder of the teacher that is trained beforehand.
+        pretrained: weights that the teacher starts from, as ``pretrained``.
+        epochs: epochs of the teacher that is trained beforehand.
+        momentum: of the moving average, for ``kind momentum``.
+    """
+
+    kind: Literal["frozen", "momentum"] = "frozen"
+    run: str | None = None
+    backbone: str | None = None
+    pretrained: str | None = None
+    epochs: int | None = None
+    momentum: float = 0.999
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """Optimiser and schedule, the same for every stage.
+
+    Attributes:
+        name: ``sgd`` or ``adamw``; default: sgd for encoders with batch normalisation, adamw for the others.
+        lr: base learning rate.
+        momentum: of SGD.
+        weight_decay: on everything but the temperature.
+        schedule: ``cosine`` to zero, ``step`` (times ``decay`` at each milestone) or ``constant``.
+        warmup: share of the stage's steps with a linear warm-up from zero to ``lr``, never above it.
+        milestones: for ``step``, as shares of the stage's epochs.
+        decay: for ``step``, the factor at each milestone.
+        clip_norm: largest L2 norm of the gradient; none = no clipping.
+        ema: decay of a moving average of the weights, which is then what is evaluated and deployed; none = off.
+    """
+
+    name: Literal["sgd", "adamw"] | None = None
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    schedule: Literal["cosine", "step", "constant"] | None = None
+    warmup: float = 0.05
+    milestones: list[float] = field(default_factory=lambda: [0.8, 0.9])
+    decay: float = 0.1
+    clip_norm: float | None = None
+    ema: float | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """When the state for ``--resume`` is written (always at the end of an epoch that is due, and on Ctrl-C).
+
+    Attributes:
+        every_seconds: least time between two; 0 = every epoch.
+        bad_steps: non-finite steps in a row that end the run.
+    """
+
+    every_seconds: float = 30.0
+    bad_steps: int = 10
