@@ -73,6 +73,15 @@ class Desk:
 
 
 @pytest.fixture
+def one_thread():
+    """One thread for torch: small steps are slower with more, and beside other work far slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def desk(tmp_path, monkeypatch, capsys):
     """An empty working folder with the command line at hand."""
     folder = tmp_path / "desk"

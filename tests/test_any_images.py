@@ -27,14 +27,7 @@ TESTED = {"ant": 2, "bee": 2, "cat": 2}
 CLASSES = list(COUNTS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- Sources: each is a function that writes it into a folder and returns the words that name it

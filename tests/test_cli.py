@@ -56,44 +56,6 @@ def made(tmp_path_factory):
     return folder
 
 
-class Desk:
-    """An empty working folder, and two ways to use the command line in it."""
-
-    def __init__(self, folder, capsys):
-        self.folder, self.capsys = folder, capsys
-
-    def run(self, *words):
-        """Run words that must work; return (stdout, stderr)."""
-        self.capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = self.capsys.readouterr()
-        assert code == 0, err
-        return out, err
-
-    def refuse(self, *words, naming=()):
-        """Run words that must be refused in one sentence that names ``naming``, leaving every file as it was."""
-        before = snapshot(self.folder)
-        self.capsys.readouterr()
-        code = main([str(word) for word in words])
-        _, err = self.capsys.readouterr()
-        assert code == 2, f"exit code {code}, stderr: {err}"
-        assert err.startswith("longtail: ")
-        assert err.count("\n") == 1, f"not one line: {err}"
-        assert len(err) < 500
-        for part in naming:
-            assert part in err
-        after = snapshot(self.folder)
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name, 0) != after.get(name, 0))
-        assert not changed, f"refused with {err!r}, but it changed {changed}"
-        return err
-
-
-@pytest.fixture
-def desk(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    return Desk(tmp_path, capsys)
-
-
 @pytest.fixture
 def run(made, desk):
     """A copy of a finished run: `run` in the working folder, and the words that made it."""

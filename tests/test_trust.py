@@ -32,7 +32,7 @@ def test_folders_of_the_user_with_our_names_are_never_deleted(desk, photos, make
 
 def test_a_run_that_is_there_is_told_before_anything_is_read(desk, photos, monkeypatch):
     desk.run("train", "photos", *PLAIN, "--out", "run")
-    monkeypatch.setattr("longtail.api.load_data", lambda *_, **__: pytest.fail("the data was read"))
+    monkeypatch.setattr("longtail.training.run_data.load_data", lambda *_, **__: pytest.fail("the data was read"))
     desk.refuse("train", "photos", *PLAIN, "--out", "run", naming=["run already holds a run"])
 
 

@@ -6,21 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longtail.config import TrainConfig, get_option, replace_options
-from longtail.data import DataSplits, ImageFiles, LabelledImages, load_data
-from longtail.data.check_cache import default_cache
+from longtail.data import DataSplits, ImageFiles
 from longtail.data.counts import imbalance_factor
-from longtail.data.file_splits import FileChecks
-from longtail.data.framing import frame_splits
-from longtail.data.sources import load_test_set
-from longtail.data.streaming import default_workers
 from longtail.errors import UserError
-from longtail.files import read_json
 from longtail.methods import get_method
 from longtail.models import Classifier
-from longtail.option_groups import DataOptions
 from longtail.options import make_config, parse_values, read_recipe
 from longtail.reporting import fold_summary, summary, write_report
 from longtail.training.checkpoint import CheckpointFolder
@@ -28,6 +19,7 @@ from longtail.training.defaults import choose_pretrained, chosen_framing, descri
 from longtail.training.evaluation import evaluate_classifier, save_predictions, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.progress import ProgressReporter
+from longtail.training.run_data import frame_for_run, read_other_data, read_splits, read_test_set
 from longtail.training.run_folder import (
     RunFolder,
     check_free,
@@ -132,7 +124,7 @@ def _train_one(
     for note in (*splits.notes, *notes):
         say.say(note)
     say.say(f"{config.method}, chosen from the data: {describe(config, told or set(given))}")
-    splits = _frame(config, splits, say)
+    splits = frame_for_run(config, splits, say)
     _check_teacher_stays(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
@@ -153,7 +145,7 @@ def _choose(
     config: TrainConfig, given: dict[str, Any], resumed: bool, say: ProgressReporter
 ) -> tuple[TrainConfig, DataSplits, list[str]]:
     """Read the data and fill in what is open; refuse, before anything is decoded or written, what cannot be trained."""
-    splits = _load(config, say)
+    splits = read_splits(config, say)
     config, notes = resolve(config, splits)
     if resumed:
         # Compared as resolved: a batch larger than the data, say, is the same smaller one again.
@@ -231,43 +223,6 @@ def _train_folds(
     return result
 
 
-def _load(config: TrainConfig, say: ProgressReporter) -> DataSplits:
-    return load_data(
-        config.data,
-        imbalance=config.imbalance,
-        root=config.root,
-        folds=config.folds,
-        source=config.source,
-        checks=_checks(config.on_bad_image, say),
-    )
-
-
-def _checks(on_bad: str, say: ProgressReporter) -> FileChecks:
-    return FileChecks(
-        on_bad="skip" if on_bad == "skip" else "error",
-        workers=default_workers(None),
-        cache=default_cache(),
-        progress=say.counter("looking at every image"),
-    )
-
-
-def _frame(config: TrainConfig, splits: DataSplits, say: ProgressReporter) -> DataSplits:
-    """Bring image files to the size that resolved options say, in memory or as a stream."""
-    source, workers = config.source, config.loading.workers
-    mean, std = (None if value is None else tuple(value) for value in (source.mean, source.std))
-    if not isinstance(splits.test, ImageFiles):
-        return replace(splits, mean=mean or splits.mean, std=std or splits.std)
-    return frame_splits(
-        splits,
-        chosen_framing(config),
-        resident=bool(config.loading.resident),
-        workers=default_workers(torch.device("cpu")) if workers is None else workers,
-        mean=mean,
-        std=std,
-        progress=say.counter("decoding images"),
-    )
-
-
 def evaluate(
     run: str | Path,
     data: str | Path | None = None,
@@ -318,25 +273,9 @@ def evaluate(
         check_config(path, state)
     where, workers = pick_device(device), config.loading.workers
     if data is None:
-        test = _run_test_set(path, config, classifier, state, say)
+        test = read_test_set(path, config, state, say)
     else:
-        for name, value in (("on_bad_image", on_bad_image), ("unknown_labels", unknown_labels)):
-            if value not in ("error", "skip"):
-                raise UserError(f"--{name} must be error or skip, got {value}.")
-        # Columns and labels are read as they were for the training; its splits and groups do not matter here.
-        changes: dict[str, Any] = {"test": None, "group_column": DataOptions().group_column, "group_pattern": None}
-        source = replace(config.source, **changes | {"unknown_labels": unknown_labels})
-        checks = _checks(on_bad_image, say)
-        splits = load_test_set(
-            str(data), classifier.class_names, root=None if root is None else str(root), source=source, checks=checks
-        )
-        for note in splits.notes:
-            say.say(note)
-        same = Path(config.data).exists() and Path(data).expanduser().resolve() == Path(config.data).resolve()
-        if same and len(splits.test) > _tested(path):
-            say.say(f"{data} is what the run was trained on: these figures are on its training images too.")
-        test = splits.test
-        test = replace(test, framed=classifier.framing) if isinstance(test, ImageFiles) else test
+        test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
     if data is None:
         write_evaluation(path, evaluated)
@@ -345,33 +284,6 @@ def evaluate(
         write_report(path)
     say.say(summary(evaluated.figures))
     return Result(path, evaluated.figures)
-
-
-def _tested(path: Path) -> int:
-    """Return how many images a run was tested on."""
-    record = path / "evaluation.json"
-    return int(read_json(record).get("test_images", 0)) if record.exists() else 0
-
-
-def _run_test_set(
-    path: Path, config: TrainConfig, classifier: Classifier, state: dict[str, Any] | None, say: ProgressReporter
-) -> LabelledImages:
-    """Return the test set that a run was started with.
-
-    Raises:
-        UserError: the data is not what it was: what was trained on might now be tested on.
-    """
-    splits = _load(config, say)
-    empty = splits.train.subset(torch.empty(0, dtype=torch.int64))
-    # Only the test set is decoded; means and deviations are the classifier's own.
-    test = _frame(config, replace(splits, train=empty, mean=(0.0,), std=(1.0,)), say).test
-    known = (state or {}).get("identity", {}).get("test")
-    if known is not None and test.fingerprint() != known:
-        raise UserError(
-            f"the test set of {config.data} is not what the run in {path} was started with; restore it, or give "
-            f"labelled images to evaluate on: longtail evaluate {path} DATA."
-        )
-    return test
 
 
 def load(path: str | Path) -> Classifier:

@@ -21,12 +21,7 @@ PLAIN = ["--method", "cross_entropy", *TINY, "--loading.workers", "0", "--quiet"
 OVER = ["train", "photos", *PLAIN, "--folds", "3"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -44,12 +44,7 @@ def results(path):
     return {name: (path / name).read_bytes() for name in RESULTS if (path / name).exists()}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""The data of a run: read as its options say, looked at, and brought to the size that its encoder sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longtail.config import TrainConfig
+from longtail.data import DataSplits, ImageFiles, LabelledImages, load_data
+from longtail.data.check_cache import default_cache
+from longtail.data.file_splits import FileChecks
+from longtail.data.framing import frame_splits
+from longtail.data.sources import load_test_set
+from longtail.data.streaming import default_workers
+from longtail.errors import UserError
+from longtail.files import read_json
+from longtail.models import Classifier
+from longtail.option_groups import DataOptions
+from longtail.training.defaults import chosen_framing
+from longtail.training.progress import ProgressReporter
+
+
+def read_splits(config: TrainConfig, say: ProgressReporter) -> DataSplits:
+    """Return the training and test set that the options name, every file looked at."""
+    return load_data(
+        config.data,
+        imbalance=config.imbalance,
+        root=config.root,
+        folds=config.folds,
+        source=config.source,
+        checks=_checks(config.on_bad_image, say),
+    )
+
+
+def frame_for_run(config: TrainConfig, splits: DataSplits, say: ProgressReporter) -> DataSplits:
+    """Bring image files to the size that resolved options say, in memory or as a stream."""
+    source, workers = config.source, config.loading.workers
+    mean, std = (None if value is None else tuple(value) for value in (source.mean, source.std))
+    if not isinstance(splits.test, ImageFiles):
+        return replace(splits, mean=mean or splits.mean, std=std or splits.std)
+    return frame_splits(
+        splits,
+        chosen_framing(config),
+        resident=bool(config.loading.resident),
+        workers=default_workers(torch.device("cpu")) if workers is None else workers,
+        mean=mean,
+        std=std,
+        progress=say.counter("decoding images"),
+    )
+
+
+def read_test_set(
+    path: Path, config: TrainConfig, state: dict[str, Any] | None, say: ProgressReporter
+) -> LabelledImages:
+    """Return the test set that a run was started with.
+
+    Raises:
+        UserError: the data is not what it was: what was trained on might now be tested on.
+    """
+    splits = read_splits(config, say)
+    empty = splits.train.subset(torch.empty(0, dtype=torch.int64))
+    # Only the test set is decoded; means and deviations are the classifier's own.
+    test = frame_for_run(config, replace(splits, train=empty, mean=(0.0,), std=(1.0,)), say).test
+    known = (state or {}).get("identity", {}).get("test")
+    if known is not None and test.fingerprint() != known:
+        raise UserError(
+            f"the test set of {config.data} is not what the run in {path} was started with; restore it, or give "
+            f"labelled images to evaluate on: longtail evaluate {path} DATA."
+        )
+    return test
+
+
+def read_other_data(
+    path: Path,
+    config: TrainConfig,
+    classifier: Classifier,
+    data: str,
+    root: str | Path | None,
+    on_bad_image: str,
+    unknown_labels: str,
+    say: ProgressReporter,
+) -> LabelledImages:
+    """Return other labelled images for the classifier of the run in ``path``: a test set or, where not split, all.
+
+    Raises:
+        UserError: an option, classes or files cannot be used.
+    """
+    for name, value in (("on_bad_image", on_bad_image), ("unknown_labels", unknown_labels)):
+        if value not in ("error", "skip"):
+            raise UserError(f"--{name} must be error or skip, got {value}.")
+    # Columns and labels are read as they were for the training; its splits and groups do not matter here.
+    changes: dict[str, Any] = {"test": None, "group_column": DataOptions().group_column, "group_pattern": None}
+    source = replace(config.source, **changes | {"unknown_labels": unknown_labels})
+    checks = _checks(on_bad_image, say)
+    splits = load_test_set(
+        data, classifier.class_names, root=None if root is None else str(root), source=source, checks=checks
+    )
+    for note in splits.notes:
+        say.say(note)
+    same = Path(config.data).exists() and Path(data).expanduser().resolve() == Path(config.data).resolve()
+    if same and len(splits.test) > _tested(path):
+        say.say(f"{data} is what the run was trained on: these figures are on its training images too.")
+    test = splits.test
+    return replace(test, framed=classifier.framing) if isinstance(test, ImageFiles) else test
+
+
+def _tested(path: Path) -> int:
+    """Return how many images a run was tested on."""
+    record = path / "evaluation.json"
+    return int(read_json(record).get("test_images", 0)) if record.exists() else 0
+
+
+def _checks(on_bad: str, say: ProgressReporter) -> FileChecks:
+    return FileChecks(
+        on_bad="skip" if on_bad == "skip" else "error",
+        workers=default_workers(None),
+        cache=default_cache(),
+        progress=say.counter("looking at every image"),
+    )
