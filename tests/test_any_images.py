@@ -307,8 +307,16 @@ def test_evaluate_on_the_same_images_elsewhere(desk, trained):
     assert evaluated(desk, "run", "t.csv", "--root", trained / "photos") == own
     write_csv(desk.folder / "all.csv", ("path", "label", "split"), rows(trained / "photos"))
     assert evaluated(desk, "run", "all.csv", "--root", trained / "photos") == own  # the test rows only
+    write_csv(
+        desk.folder / "test.csv", ("path", "label", "split"), [r for r in rows(trained / "photos") if r[2] == "test"]
+    )
+    assert evaluated(desk, "run", "test.csv", "--root", trained / "photos") == own  # without a row for training
+    shutil.copytree(desk.folder / "other", desk.folder / "bare" / "test")
+    assert evaluated(desk, "run", "bare") == own  # a test folder without a training folder
     shutil.rmtree(desk.folder / "other" / "bee")  # fewer classes are no mistake
     assert "worst" in evaluated(desk, "run", "other")
+    shutil.rmtree(desk.folder / "other" / "cat")
+    assert "worst ant" in evaluated(desk, "run", "other")
 
 
 def test_evaluate_with_a_class_that_the_model_does_not_know(desk, trained, make_photos):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from longtail.api import load
 from longtail.data.labels import known_labels
 from longtail.data.listing import Listing
 from longtail.data.sources import load_data
@@ -64,11 +65,29 @@ def test_nothing_that_saw_the_folds_may_teach_them(desk, photos):
     assert not list(desk.folder.glob("runs/*"))
 
 
-def test_weights_of_a_run_are_told_in_the_report_data(desk, photos):
-    desk.run("train", "photos", *PLAIN, "--out", "first")
-    desk.run("train", "photos", *PLAIN, "--out", "second", "--pretrained", "first")
-    notes = json.loads((desk.folder / "second" / "data.json").read_text())["notes"]
-    assert any("weights start from the run first" in note for note in notes)
+@pytest.mark.parametrize(("option", "method"), [("--pretrained", PLAIN), ("--teacher.run", TINY)])
+def test_a_run_that_may_have_seen_the_test_images_is_told(desk, photos, option, method):
+    shared = ["--source.mean", "[0.5,0.5,0.5]", "--source.std", "[0.2,0.2,0.2]"]
+
+    def notes_after(seed, out):
+        desk.run("train", "photos", *method, *shared, option, "first", "--source.split_seed", seed, "--out", out)
+        notes = json.loads((desk.folder / out / "data.json").read_text())["notes"]
+        return [note for note in notes if "flatter the model" in note]
+
+    desk.run("train", "photos", "--method", "logit_adjustment", *TINY, *shared, "--out", "first")
+    assert notes_after(0, "same") == []
+    assert [note.split(" was ")[0] for note in notes_after(1, "other")] == [f"{option} first"]
+
+
+def test_weights_of_a_run_bring_the_images_they_were_made_for(desk, photos):
+    plain = ["--method", "cross_entropy", "--epochs", 1, "--backbone", "resnet18"]
+    desk.run("train", "photos", *plain, "--image_size", 24, "--source.mean", "[0.3,0.3,0.3]", "--source.std",
+             "[0.4,0.4,0.4]", "--out", "first")  # fmt: skip
+    desk.run("train", "photos", *plain, "--pretrained", "first", "--out", "second")
+    first, second = (load(desk.folder / name) for name in ("first", "second"))
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.std, second.std)
+    assert first.framing == second.framing
 
 
 def test_a_teacher_that_saw_other_pixels_is_refused(desk, photos):

@@ -19,7 +19,7 @@ from longtail.training.defaults import choose_pretrained, chosen_framing, descri
 from longtail.training.evaluation import evaluate_classifier, save_predictions, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_data import frame_for_run, read_other_data, read_splits, read_test_set
+from longtail.training.run_data import frame_for_run, notes_on_other_runs, read_other_data, read_splits, read_test_set
 from longtail.training.run_folder import (
     RunFolder,
     check_free,
@@ -124,13 +124,14 @@ def _train_one(
     for note in (*splits.notes, *notes):
         say.say(note)
     say.say(f"{config.method}, chosen from the data: {describe(config, told or set(given))}")
+    seen = splits.train.fingerprint()
     splits = frame_for_run(config, splits, say)
     _check_teacher_stays(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
         if not folder.holds_run:
             folder.write_config(config)
-            write_data_record(folder.path, splits, notes)
+            write_data_record(folder.path, splits, notes, seen)
         evaluation = run_stages(config, splits, folder, say)
         write_report(folder.path)
     finally:
@@ -156,7 +157,7 @@ def _choose(
     train = splits.train
     train = replace(train, framed=chosen_framing(config)) if isinstance(train, ImageFiles) else train
     get_method(config.method).check(config, train)
-    return config, splits, notes + weight_notes
+    return config, splits, [*notes, *weight_notes, *notes_on_other_runs(config, splits)]
 
 
 def _check_beside(out: Path, config: TrainConfig) -> None:

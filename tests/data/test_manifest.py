@@ -80,6 +80,22 @@ def test_parquet_numbers(tmp_path, values, expected):
     assert labels == (expected or ["0.5", "1"])
 
 
+def test_parquet_numbers_that_are_no_labels(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def labelled(values):
+        parquet.write_table(pa.table({"path": ["1.jpg", "2.jpg"], "label": values}), tmp_path / "m.parquet")
+        return tmp_path / "m.parquet"
+
+    _sentence(labelled([1.0, float("nan")]), "row 2", "'label' is empty")
+    assert _read(labelled([1.0, float("inf")])).labels == ["1", "inf"]
+    assert _read(labelled([2.0, 1e300])).labels == ["2", "1e+300"]
+    twice = pa.table([pa.array(["1.jpg"]), pa.array(["a"]), pa.array(["b"])], names=["path", "label", "label"])
+    parquet.write_table(twice, tmp_path / "m.parquet")
+    _sentence(tmp_path / "m.parquet", "two columns named 'label'")
+
+
 def test_bad_parquet(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -178,7 +194,7 @@ def test_files_that_are_no_table(tmp_path):
     _sentence(_text(tmp_path, "path,label\n1.jpg,a\n".encode("utf-16")), "UTF-16")
     _sentence(_text(tmp_path, b"path,label\n1.jpg,a\n2.jpg,caf\xe9\n"), "line 3", "UTF-8")
     _sentence(_text(tmp_path, 'path,label\n"1.jpg,a\n2.jpg,b\n'), "not a well-formed row")
-    _sentence(_text(tmp_path, "path,label,label\n1.jpg,a,b\n"), "names column 'label' twice")
+    _sentence(_text(tmp_path, "path,label,label\n1.jpg,a,b\n"), "two columns named 'label'")
     _sentence(tmp_path / "nowhere.csv", "no such file")
     _sentence(tmp_path, "cannot be read")
 

@@ -19,7 +19,7 @@ from longtail.data.keyed import derive_seed
 from longtail.data.labels import known_labels, number_labels
 from longtail.data.listing import Listing
 from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling
-from longtail.errors import UserError
+from longtail.errors import UserError, counted
 from longtail.option_groups import DataOptions
 
 _SAMPLE = 2000
@@ -87,16 +87,15 @@ def label_known(listing: Listing, class_names: tuple[str, ...], source: DataOpti
     number = known_labels(listing, class_names, source.labels)
     unknown = sorted(set(listing.labels) - number.keys())
     if unknown:
-        count = sum(label not in number for label in listing.labels)
+        classes = counted(len(unknown), "class", "classes")
+        images = counted(sum(label not in number for label in listing.labels), "image")
         if source.unknown_labels == "error":
             raise UserError(
-                f"{listing.name} has {len(unknown)} classes that the model does not know (first {unknown[0]!r}; "
-                f"{count} images); add --unknown_labels skip to leave them out."
+                f"{listing.name} has {classes} that the model does not know (first {unknown[0]!r}; "
+                f"{images}); add --unknown_labels skip to leave them out."
             )
         listing = listing.select([i for i, label in enumerate(listing.labels) if label in number])
-        note = (
-            f"{count} images of {len(unknown)} classes that the model does not know are left out ({unknown[0]!r} ...)."
-        )
+        note = f"{images} of {classes} that the model does not know left out, first {unknown[0]!r}."
         listing = replace(listing, notes=(*listing.notes, note))
     if not len(listing):
         raise UserError(f"{listing.name} has no image to evaluate on.")

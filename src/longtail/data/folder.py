@@ -7,8 +7,8 @@ from pathlib import Path
 
 from longtail.data.labels import in_order
 from longtail.data.listing import Listing
-from longtail.data.scanning import count_images, first_image, scan
-from longtail.errors import UserError
+from longtail.data.scanning import first_image, scan
+from longtail.errors import UserError, counted
 
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation"), "val"
@@ -18,7 +18,7 @@ SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing":
 _OPTION = "--source.test"
 
 
-def read_folder(root: Path, name: str, test: Path | None = None) -> Listing:
+def read_folder(root: Path, name: str, test: Path | None = None, training: bool = True) -> Listing:
     """Return the images of ``root/CLASS/*``, or of ``root/train/CLASS/*`` with ``root/test`` or ``root/val``.
 
     Split folders may be written in any letter case; where both a test and a validation folder exist, the
@@ -32,12 +32,13 @@ def read_folder(root: Path, name: str, test: Path | None = None) -> Listing:
         name: what the user called it.
         test: a second folder ``CLASS/*`` that holds the test images; their paths are absolute if it lies
             outside of ``root``.
+        training: whether something is to be trained on it: it must then hold training images of 2 classes or more.
 
     Raises:
         UserError: the folder has another layout; the message names what was found and what to do.
     """
     root = root.expanduser()
-    tree = _Tree(name)
+    tree = _Tree(name, training)
     folders, images, files = scan(str(root))
     if test is not None:
         test = test.expanduser()
@@ -50,15 +51,15 @@ def read_folder(root: Path, name: str, test: Path | None = None) -> Listing:
     if split_folders is None:
         if images:
             raise UserError(
-                f"{root} holds {count_images(len(images))} beside its class folders (first {images[0]}), whose class "
-                "is not known; put them into class folders or elsewhere."
+                f"{root} holds {counted(len(images), 'image')} beside its class folders (first {images[0]}), whose "
+                "class is not known; put them into class folders or elsewhere."
             )
         tree.read_classes(str(root), "", folders, None if test is None else "train")
     else:
         _read_splits(tree, root, split_folders, given_test=test is not None)
         if images:
             tree.notes.append(
-                f"{name}: {count_images(len(images))} beside the split folders left out, first {images[0]}."
+                f"{name}: {counted(len(images), 'image')} beside the split folders left out, first {images[0]}."
             )
     if test is not None:
         _read_test(tree, root, test)
@@ -68,8 +69,9 @@ def read_folder(root: Path, name: str, test: Path | None = None) -> Listing:
 class _Tree:
     """The images gathered so far."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, training: bool) -> None:
         self.name = name
+        self.training = training
         self.paths: list[str] = []
         self.labels: list[str] = []
         self.splits: list[str] = []
@@ -118,12 +120,12 @@ class _Tree:
         classes = in_order(self.classes)
         if not self.paths:
             raise UserError(
-                f"{root}: no image in its {_count(len(classes), 'class folder', 'class folders')} "
+                f"{root}: no image in its {counted(len(classes), 'class folder')} "
                 f"(first {classes[0]!r}); images end in .jpg, .png, .webp, .tif, .bmp or the like."
             )
-        if self.splits and "train" not in self.splits:
+        if self.training and self.splits and "train" not in self.splits:
             raise UserError(f"{root}: no training image in its class folders; add some.")
-        if len(classes) == 1:
+        if self.training and len(classes) == 1:
             raise UserError(
                 f"{root}: only one class folder, {classes[0]!r}; at least 2 are needed, each named after its class."
             )
@@ -135,7 +137,7 @@ class _Tree:
             raise UserError(f"{root}: the name {bad!a} is not UTF-8 text; rename the file or folder.") from None
         if self.others:
             self.notes.append(
-                f"{self.name}: {_count(self.others, 'file that is no image', 'files that are no images')} left out, "
+                f"{self.name}: {counted(self.others, 'file that is no image', 'files that are no images')} left out, "
                 f"first {self.first_other}."
             )
         return Listing(
@@ -175,10 +177,10 @@ def _split_folders(tree: _Tree, root: Path, folders: list[str], given_test: bool
                 f"{root} holds both {by_split[split]!r} and {word!r}, which mean the same split; join or rename them."
             )
         by_split[split] = word
-    if "train" not in by_split:
+    if tree.training and "train" not in by_split:
         found = " and ".join(repr(word) for word in words)
         raise UserError(f"{root} holds {found} but no folder 'train'; add one, with one folder a class in it.")
-    if len(by_split) == 1 and not given_test:
+    if list(by_split) == ["train"] and not given_test:
         train_folder = root / by_split["train"]
         raise UserError(
             f"{root} holds {by_split['train']!r} but neither 'test' nor 'val'; give {train_folder} as the folder "
@@ -195,11 +197,11 @@ def _read_splits(tree: _Tree, root: Path, by_split: dict[str, str], given_test: 
         if split not in ("train", used):
             count = len(images) + sum(len(scan(os.path.join(place, label))[1]) for label in classes)
             test = "the test images come from another folder" if given_test else f"{by_split[used]!r} is the test set"
-            tree.notes.append(f"{tree.name}: {count_images(count)} of {folder!r} left aside, because {test}.")
+            tree.notes.append(f"{tree.name}: {counted(count, 'image')} of {folder!r} left aside, because {test}.")
             continue
         if images:
             raise UserError(
-                f"{place} holds {count_images(len(images))} outside of class folders (first {images[0]}), whose "
+                f"{place} holds {counted(len(images), 'image')} outside of class folders (first {images[0]}), whose "
                 f"class is not known; put them into folders named after their class, or move them out of {root}."
             )
         if not classes:
@@ -213,7 +215,7 @@ def _read_test(tree: _Tree, root: Path, test: Path) -> None:
     classes, images, _ = scan(str(test))
     if images or not classes:
         found = (
-            f"{count_images(len(images))} outside of class folders (first {images[0]})"
+            f"{counted(len(images), 'image')} outside of class folders (first {images[0]})"
             if images
             else "no class folders"
         )
@@ -233,7 +235,7 @@ def _no_folders(root: Path, images: list[str], files: list[str]) -> UserError:
     advice = f"put each image into a folder named after its class, or give a manifest{hint}"
     if images:
         return UserError(
-            f"{root} holds {count_images(len(images))} (first {images[0]}) but no class folders; {advice}."
+            f"{root} holds {counted(len(images), 'image')} (first {images[0]}) but no class folders; {advice}."
         )
     return UserError(f"{root} holds {'no folders and no images' if files else 'nothing: it is empty'}; {advice}.")
 
@@ -243,7 +245,3 @@ def _same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
-
-
-def _count(number: int, singular: str, plural: str) -> str:
-    return f"{number} {singular if number == 1 else plural}"

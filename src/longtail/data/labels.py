@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longtail.data.listing import Listing
 from longtail.data.multi_label import refuse_multi_label
-from longtail.errors import UserError, unknown_name
+from longtail.errors import UserError, counted, unknown_name
 
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0+)?")
 _AS_NAMES = "pass --source.labels names to take them as names"
@@ -136,7 +136,7 @@ def _unknown_labels(listing: Listing, unknown: list[str], test: Counter[str], wh
     total = sum(test[key] for key in unknown)
     if what == "error":
         raise UserError(
-            f"{listing.name}: {_count(len(unknown), 'test label')} that no training image has: {shown}{more}"
+            f"{listing.name}: {counted(len(unknown), 'test label')} that no training image has: {shown}{more}"
             f"; give them training images, or pass --source.unknown_labels skip to leave {_images(total)} out."
         )
     return (
@@ -238,8 +238,4 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def _images(number: int) -> str:
-    return _count(number, "image")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return counted(number, "image")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longtail.data.multi_label import multi_label_error
-from longtail.data.scanning import count_images
-from longtail.errors import UserError
+from longtail.errors import UserError, counted
 
 
 def base_folder(file: Path, root: Path | None) -> Path:
@@ -25,7 +24,7 @@ def tidy_paths(file: Path, paths: list[str], notes: list[str]) -> list[str]:
     joined = "\n".join(paths)  # one search each, instead of one a path
     if "\\" in joined:
         count = sum("\\" in path for path in paths)
-        notes.append(f"{file}: backslashes in {count_images(count)}' paths read as forward slashes.")
+        notes.append(f"{file}: backslashes in {counted(count, 'image')}' paths read as forward slashes.")
         paths = [path.replace("\\", "/") for path in paths]
         joined = "\n".join(paths)
     if "://" in joined:
@@ -84,7 +83,7 @@ def join_test(base: Path, test_base: Path, paths: list[str], test_paths: list[st
     both = [path for path in test_paths if path in known]
     if both:
         raise UserError(
-            f"{test_file}: {count_images(len(both))} of the training set named again as test images, first {both[0]}; "
-            "an image belongs to one of them."
+            f"{test_file}: {counted(len(both), 'image')} of the training set named again as test images, first "
+            f"{both[0]}; an image belongs to one of them."
         )
     return test_paths

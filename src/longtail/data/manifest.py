@@ -11,9 +11,8 @@ from pathlib import Path
 from longtail.data.listed_paths import base_folder, join_test, repeats_note, tidy_paths, without_repeats
 from longtail.data.listing import Listing
 from longtail.data.multi_label import multi_label_error
-from longtail.data.scanning import count_images
 from longtail.data.tables import flag_columns, read_table
-from longtail.errors import UserError
+from longtail.errors import UserError, counted
 
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
@@ -63,7 +62,7 @@ def read_manifest(
     split_column: str,
     group_column: str,
     test: Path | None,
-    split_needed: bool = True,
+    training: bool = True,
 ) -> Listing:
     """Return the images that a CSV or Parquet table names.
 
@@ -77,7 +76,8 @@ def read_manifest(
         root: folder that paths are relative to; None: the table's own.
         path_column, label_column, split_column, group_column: the names of the columns.
         test: a second table of test images; their paths are absolute if it lies in another folder.
-        split_needed: whether a split column of another name than ``split`` must be there.
+        training: whether something is to be trained on it: some rows must then be for training, and a split column of
+            another name than ``split`` must be there.
 
     Raises:
         UserError: the table is not as described, or is multi-label; the message names file and line.
@@ -85,17 +85,17 @@ def read_manifest(
     file = file.expanduser()
     base = base_folder(file, root)
     columns = (path_column, label_column, split_column, group_column)
-    rows = _one_test_split(_read_rows(file, columns, split_needed))
+    rows = _one_test_split(_read_rows(file, columns, split_needed=training))
     if test is not None:
         rows = _with_test(
             rows, base, _read_rows(test.expanduser(), columns, split_needed=False), base_folder(test, root)
         )
     elif rows.splits is not None:
-        if "train" not in rows.splits:
+        if training and "train" not in rows.splits:
             raise UserError(f"{file}: column {split_column!r} marks no row as train.")
         if "test" not in rows.splits:
             note = f"{name}: column {split_column!r} marks every image as train, so test images are held out from them."
-            rows = replace(rows, splits=None, notes=(*rows.notes, note))
+            rows = replace(rows, splits=None, notes=(*rows.notes, note) if training else rows.notes)
     return Listing(name, base, rows.paths, rows.labels, rows.splits, rows.groups, notes=rows.notes)
 
 
@@ -115,7 +115,9 @@ def check_exists(listing: Listing) -> None:
         missing.update(f"{folder.rstrip('/')}/{file}" if folder else file for file in lost)
     if missing:
         first = next(path for path in listing.paths if path in missing)
-        those = f"{len(missing)} of {count_images(len(listing))} that it names {'is' if len(missing) == 1 else 'are'}"
+        those = (
+            f"{len(missing)} of {counted(len(listing), 'image')} that it names {'is' if len(missing) == 1 else 'are'}"
+        )
         raise UserError(
             f"{listing.name}: {those} missing, first {first} "
             f"(looked for in {listing.root}{_near(listing.root, first)}); give the folder that paths are relative to "
@@ -186,7 +188,7 @@ def _one_test_split(rows: _Rows) -> _Rows:
     kept = [i for i, split in enumerate(rows.splits) if split != "val"]
     aside = len(rows.splits) - len(kept)
     return rows.take(
-        kept, f"{rows.file}: {count_images(aside)} of the validation split left aside beside the test split."
+        kept, f"{rows.file}: {counted(aside, 'image')} of the validation split left aside beside the test split."
     )
 
 
@@ -198,7 +200,7 @@ def _with_test(train: _Rows, base: Path, test: _Rows, test_base: Path) -> _Rows:
         if not kept:
             raise UserError(f"{train.file}: no row is marked as train.")
         if aside:
-            train = train.take(kept, f"{train.file}: {count_images(aside)} not marked as train left aside.")
+            train = train.take(kept, f"{train.file}: {counted(aside, 'image')} not marked as train left aside.")
     paths = join_test(base, test_base, train.paths, test.paths, test.file)
     groups = None if train.groups is None else train.groups + (test.groups or [""] * len(paths))
     return _Rows(

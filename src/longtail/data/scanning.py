@@ -60,8 +60,3 @@ def first_image(folder: str) -> str | None:
         if depth < _SEARCH_DEPTH:
             queue.extend((f"{inner}{below}/", depth + 1) for below in folders)
     return None
-
-
-def count_images(number: int) -> str:
-    """Return ``1 image`` or ``5 images``."""
-    return "1 image" if number == 1 else f"{number} images"

@@ -124,16 +124,16 @@ def load_test_set(
         UserError: see :func:`load_data`; or the data has classes that the model does not know.
     """
     source = source or DataOptions()
-    listing = None if data in _SOURCES else _listing(data, root, source, split_needed=False)
+    listing = None if data in _SOURCES else _listing(data, root, source, training=False)
     if listing is None:
         return load_data(data, root=root, source=source)
     return label_known(listing, class_names, source, checks or FileChecks())
 
 
-def _listing(data: str, root: str | None, source: DataOptions, split_needed: bool = True) -> Listing | None:
+def _listing(data: str, root: str | None, source: DataOptions, training: bool = True) -> Listing | None:
     """Return what a source of image files lists; None for arrays.
 
-    ``split_needed`` says whether a manifest must have the split column, if that was named.
+    ``training`` says whether something is to be trained on it, so that it must hold training images.
 
     Raises:
         UserError: there is nothing of that name.
@@ -152,7 +152,7 @@ def _listing(data: str, root: str | None, source: DataOptions, split_needed: boo
     except OSError as error:  # a name too long, a folder that may not be entered
         raise UserError(f"{data[:200]} cannot be looked at ({error.strerror}); {accepted}") from None
     if is_folder:
-        return read_folder(path, data, test)
+        return read_folder(path, data, test, training)
     if not is_file:
         if "/" in data or os.sep in data or "." in data:
             raise UserError(f"no such file or folder: {data}; {accepted}")
@@ -162,7 +162,7 @@ def _listing(data: str, root: str | None, source: DataOptions, split_needed: boo
         columns = {
             name: getattr(source, name) for name in ("path_column", "label_column", "split_column", "group_column")
         }
-        listing = read_manifest(path, data, root=at, test=test, split_needed=split_needed, **columns)
+        listing = read_manifest(path, data, root=at, test=test, training=training, **columns)
     elif ending in _LISTS:
         listing = read_split_list(path, data, root=at, test=test)
     elif ending == ".npz":

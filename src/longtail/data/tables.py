@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from longtail.data.multi_label import multi_label_error
-from longtail.errors import UserError
+from longtail.errors import UserError, counted
 
 _FLAGS = frozenset(("0", "1", "0.0", "1.0", "true", "false"))
 _FLAG_ROWS = 1000
@@ -130,9 +130,7 @@ def _rows_of(file: Path, rows: Any, names: Sequence[str]) -> Table:
         found = tuple(cell.strip() for cell in header)
         if any(found):
             break
-    twice = next((name for name in names if found.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{file}: the header names column {twice!r} twice; rename one.")
+    _check_once(file, found, names)
     places = [found.index(name) for name in names if name in found]
     values: list[list[str]] = [[] for _ in places]
     lines: list[int] = []
@@ -142,8 +140,8 @@ def _rows_of(file: Path, rows: Any, names: Sequence[str]) -> Table:
             if not any(cell.strip() for cell in row):
                 continue
             raise UserError(
-                f"{file}, line {rows.line_num}: {_count(len(row), 'field')}, but the header names "
-                f"{_count(width, 'column')}; quote fields that contain the separator."
+                f"{file}, line {rows.line_num}: {counted(len(row), 'field')}, but the header names "
+                f"{counted(width, 'column')}; quote fields that contain the separator."
             )
         if not row[0] and not any(cell.strip() for cell in row):
             continue
@@ -153,6 +151,12 @@ def _rows_of(file: Path, rows: Any, names: Sequence[str]) -> Table:
     if not lines:
         raise UserError(f"{file} has a header (columns {', '.join(found[:10])}) but no rows.")
     return Table(found, {found[place]: column for place, column in zip(places, values, strict=True)}, lines, "line")
+
+
+def _check_once(file: Path, found: Sequence[str], names: Sequence[str]) -> None:
+    twice = next((name for name in names if found.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{file} has two columns named {twice!r}; rename one.")
 
 
 def _read_parquet(file: Path, names: Sequence[str]) -> Table:
@@ -167,6 +171,7 @@ def _read_parquet(file: Path, names: Sequence[str]) -> Table:
     try:
         with parquet.ParquetFile(file) as source:
             found = tuple(source.schema_arrow.names)
+            _check_once(file, found, names)
             wanted = [name for name in names if name in found]
             table = source.read(columns=wanted)
             count = source.metadata.num_rows
@@ -193,10 +198,10 @@ def _texts(file: Path, name: str, column: Any) -> list[str]:
         raise multi_label_error(str(file), f"column {name!r} holds lists")
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise UserError(f"{file}: column {name!r} holds {kind}, not text; name a column of file paths or labels.")
-    if pa.types.is_floating(kind) and compute.all(compute.equal(compute.floor(column), column)).as_py():
-        column = column.cast(pa.int64())
+    if pa.types.is_floating(kind):
+        # pandas writes a missing number as NaN; the sentence on empty values says where it is.
+        column = compute.if_else(compute.is_nan(column), None, column)
+        whole = compute.and_(compute.equal(compute.floor(column), column), compute.less(compute.abs(column), 2.0**53))
+        if compute.all(whole).as_py():
+            column = column.cast(pa.int64())
     return [(text or "").strip() for text in column.cast(pa.string()).to_pylist()]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

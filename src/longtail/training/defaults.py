@@ -19,7 +19,7 @@ from longtail.config import TrainConfig, flatten, get_option, replace_options, r
 from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
 from longtail.data.views import build_view
 from longtail.errors import UserError
-from longtail.models import EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
+from longtail.models import Classifier, EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
 
 TINY_SIDE = 16
 """Images up to this side (pixels) get the small network; arrays of any larger size a CIFAR ResNet."""
@@ -140,7 +140,7 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
     ratio = 1.0 if own is None or small else own.resize / own.image_size[0]
     choose("loading.resize", max(math.floor(side_chosen * ratio), side_chosen))
     choose("loading.interpolation", "bilinear" if own is None else own.interpolation)
-    choose("loading.resident", own is None or small)
+    choose("loading.resident", encoder_defaults(backbone) is None or small)
     if config.loading.resize is not None and config.loading.resize < side_chosen:
         raise UserError(
             f"--loading.resize {config.loading.resize} is below --image_size {side_chosen}, which is cut out of it."
@@ -155,13 +155,24 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
 def _own_defaults(backbone: str, weights: str | None) -> EncoderDefaults | None:
     """Return how an encoder takes its images: as its weights were trained, if they are not its usual ones."""
     usual = encoder_defaults(backbone)
-    if usual is None or weights in (None, "auto", "none", "hub") or Path(str(weights)).exists():
+    if weights in (None, "auto", "none", "hub"):
+        return usual
+    if (Path(str(weights)) / "model.json").exists():
+        return _of_run(Path(str(weights)))
+    if usual is None or Path(str(weights)).exists():
         return usual
     name = str(weights) if str(weights).startswith(f"{backbone.split('.')[0]}.") else f"{backbone}.{weights}"
     try:
         return encoder_defaults(name)
     except UserError:  # weights by another kind of name; whether they exist is found out before training
         return usual
+
+
+def _of_run(path: Path) -> EncoderDefaults:
+    """Return how a run took its images, whose weights were made for them."""
+    run = Classifier.load(path)
+    framing, mean, std = run.framing, tuple(run.mean.tolist()), tuple(run.std.tolist())
+    return EncoderDefaults(framing.size, framing.resize, framing.interpolation, mean, std)
 
 
 def _check_statistics(config: TrainConfig, channels: int) -> None:
@@ -198,11 +209,6 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     notes: list[str] = []
     chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
     notes += [note] if note else []
-    if config.pretrained is not None and (Path(config.pretrained) / "config.yaml").exists():
-        notes.append(
-            f"weights start from the run {config.pretrained}: if it was trained on images that are tested on here, "
-            "figures flatter the model."
-        )
     trains_teacher = config.method == "gml" and config.teacher.kind == "frozen" and config.teacher.run is None
     same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
     if not trains_teacher:

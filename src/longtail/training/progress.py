@@ -11,6 +11,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from longtail.errors import printable
+
 
 def clock(seconds: float) -> str:
     """Return a duration as ``1:02:03`` or ``2:03``."""
@@ -34,7 +36,7 @@ class ProgressReporter:
 
     def say(self, text: str) -> None:
         """Print one line, at once also into a pipe."""
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False)
         self.console.file.flush()
 
     def counter(self, what: str) -> Callable[[int, int], None]:

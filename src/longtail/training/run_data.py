@@ -21,6 +21,7 @@ from longtail.models import Classifier
 from longtail.option_groups import DataOptions
 from longtail.training.defaults import chosen_framing
 from longtail.training.progress import ProgressReporter
+from longtail.training.run_folder import trained_on_other
 
 
 def read_splits(config: TrainConfig, say: ProgressReporter) -> DataSplits:
@@ -33,6 +34,19 @@ def read_splits(config: TrainConfig, say: ProgressReporter) -> DataSplits:
         source=config.source,
         checks=_checks(config.on_bad_image, say),
     )
+
+
+def notes_on_other_runs(config: TrainConfig, splits: DataSplits) -> list[str]:
+    """Return notes on runs that this one builds on and that may have seen what it is tested on."""
+    notes = []
+    for key, run in (("pretrained", config.pretrained), ("teacher.run", config.teacher.run)):
+        is_run = run is not None and (Path(run) / "model.json").exists()
+        if is_run and trained_on_other(Path(str(run)), splits.train.fingerprint()):
+            notes.append(
+                f"--{key} {run} was not trained on just these training images: if it has seen images that are tested "
+                "on here, figures flatter the model."
+            )
+    return notes
 
 
 def frame_for_run(config: TrainConfig, splits: DataSplits, say: ProgressReporter) -> DataSplits:

@@ -119,18 +119,28 @@ def check_free(path: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def write_data_record(path: Path, splits: DataSplits, notes: Sequence[str] = ()) -> None:
-    """Write ``data.json``: what was read, how it was split, what was left out and why."""
+def write_data_record(path: Path, splits: DataSplits, notes: Sequence[str] = (), train: str = "") -> None:
+    """Write ``data.json``: what was read, how it was split, what was left out and why.
+
+    ``train`` is the fingerprint of the training images before they were framed: see ``trained_on_other``.
+    """
     record = {
         "name": splits.name,
         "train_images": len(splits.train),
         "test_images": len(splits.test),
         "test_split": splits.test_split,
+        "train_fingerprint": train,
         "notes": [*splits.notes, *notes],
         "skipped_count": len(splits.skipped),
         "skipped": [{"file": file, "reason": reason} for file, reason in splits.skipped[:_MOST_SKIPPED]],
     }
     write_json(path / "data.json", record)
+
+
+def trained_on_other(run: Path, train: str) -> bool:
+    """Return whether the run in ``run`` (or the stage of one) may have seen other images than those of ``train``."""
+    records = [folder / "data.json" for folder in (run, run.parent) if (folder / "data.json").exists()]
+    return not records or not train or read_json(records[0]).get("train_fingerprint") != train
 
 
 def read_config(path: Path) -> dict[str, Any]:
