@@ -10,7 +10,7 @@ import pytest
 import longtail
 
 SOURCE = Path(longtail.__file__).parent
-ROOMS = "losses metrics data models memory methods training reporting".split()  # from the ground up
+ROOMS = "losses metrics data models memory methods training reporting deployment".split()  # from the ground up
 GROUND = {
     "errors": set(),
     "option_groups": set(),
@@ -18,7 +18,7 @@ GROUND = {
     "files": {"errors"},
     "options": {"config", "errors"},
 }
-TOP = {"api", "cli", "__main__", "__init__"}
+TOP = {"api", "cli", "verbs", "__main__", "__init__"}
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

@@ -1,4 +1,4 @@
-"""The command line: one verb a job, a thin layer over :mod:`longtail.api`.
+"""The command line: one verb a job. ``train`` and ``recipes`` are here, the others in :mod:`longtail.verbs`.
 
 Exit codes: 0 done, 1 training failed (state kept), 2 something to mend, 128 + signal if stopped.
 Heavy imports wait until a verb needs them, so that ``--help`` answers at once.
@@ -12,32 +12,17 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import longtail
+from longtail import verbs
 from longtail.errors import UserError, unknown_name
 
-VERBS = {
+_TRAIN = "longtail train DATA [--recipe NAME] [--resume | --overwrite] [--quiet] [--OPTION VALUE ...]"
+_RECIPES = "longtail recipes [NAME]"
+_OWN = {
     "train": "train on DATA: teacher, student, figures, report",
-    "evaluate": "figures of a finished run, on its own test set or on other data",
     "recipes": "list the recipes, or show one",
-}
-_USAGE = {
-    "train": "longtail train DATA [--recipe NAME] [--resume | --overwrite] [--quiet] [--OPTION VALUE ...]",
-    "evaluate": "longtail evaluate RUN [DATA] [--root DIR] [--on_bad_image error|skip] [--unknown_labels error|skip] "
-    "[--device DEVICE]",
-    "recipes": "longtail recipes [NAME]",
-}
-
-
-_MORE = {
-    "evaluate": """
-
-  DATA                     labelled images with the same classes: their test set or, where they are not split, all
-                           (default: the run's own test set, whose figures and report are then written anew)
-  --root DIR               folder that paths in DATA are relative to
-  --on_bad_image WHAT      error or skip: files of DATA that cannot be read
-  --unknown_labels WHAT    error or skip: images of DATA of classes that the model does not know
-  --device DEVICE          where to compute, such as auto or cpu"""
 }
 
 
@@ -73,12 +58,16 @@ def _run(words: list[str]) -> int:
         print(f"longtail {longtail.__version__}")
         return 0
     verb, rest = words[0], words[1:]
-    if verb not in VERBS:
-        raise unknown_name("command", verb, VERBS)
+    if verb not in _OWN and verb not in verbs.VERBS:
+        raise unknown_name("command", verb, [*_OWN, *verbs.VERBS])
     if "-h" in rest or "--help" in rest:
-        print(_train_help() if verb == "train" else f"usage: {_USAGE[verb]}\n\n{VERBS[verb]}{_MORE.get(verb, '')}")
+        recipes = f"usage: {_RECIPES}\n\n{_OWN['recipes']}"
+        print(verbs.help_of(verb) if verb in verbs.VERBS else _train_help() if verb == "train" else recipes)
         return 0
-    return {"train": _train, "evaluate": _evaluate, "recipes": _recipes}[verb](rest)
+    if verb in _OWN:
+        return {"train": _train, "recipes": _recipes}[verb](rest)
+    verbs.call(verb, *split_words(rest, partial(verbs.check_option, verb), verbs.flags_of(verb)))
+    return 0
 
 
 def _train(words: list[str]) -> int:
@@ -87,7 +76,7 @@ def _train(words: list[str]) -> int:
     own = ("recipe", "resume", "overwrite", "quiet")
     places, flags, pairs = split_words(words, flags=own[1:], check=lambda name: check_name(name, own))
     if len(places) > 1:
-        raise UserError(f"one DATA at a time, got {' and '.join(places)}; usage: {_USAGE['train']}")
+        raise UserError(f"one DATA at a time, got {' and '.join(places)}; usage: {_TRAIN}")
     if {"resume", "overwrite"} <= flags:
         raise UserError("--resume and --overwrite exclude each other.")
     recipe = pairs.pop("recipe", None)
@@ -114,26 +103,10 @@ def _train(words: list[str]) -> int:
     return 0
 
 
-def _evaluate(words: list[str]) -> int:
-    places, _, pairs = split_words(words, check=_only("root", "on_bad_image", "unknown_labels", "device"))
-    if not 1 <= len(places) <= 2:
-        raise UserError(f"which run? usage: {_USAGE['evaluate']}")
-    from longtail import api
-
-    api.evaluate(
-        *places,
-        root=pairs.get("root"),
-        on_bad_image=pairs.get("on_bad_image", "error"),
-        unknown_labels=pairs.get("unknown_labels", "error"),
-        device=pairs.get("device", "auto"),
-    )
-    return 0
-
-
 def _recipes(words: list[str]) -> int:
-    places, _, _ = split_words(words, check=_only())
+    places, _, _ = split_words(words, check=_no_option)
     if len(places) > 1:
-        raise UserError(f"one recipe at a time; usage: {_USAGE['recipes']}")
+        raise UserError(f"one recipe at a time; usage: {_RECIPES}")
     from longtail.options import recipe_files, recipe_text
 
     if places:
@@ -146,14 +119,8 @@ def _recipes(words: list[str]) -> int:
     return 0
 
 
-def _only(*known: str) -> Callable[[str], None]:
-    """Return a check that refuses every option but ``known``."""
-
-    def check(name: str) -> None:
-        if name not in known:
-            raise unknown_name("option", f"--{name}", [f"--{other}" for other in (*known, "help")])
-
-    return check
+def _no_option(name: str) -> None:
+    raise unknown_name("option", f"--{name}", ["--help"])
 
 
 def split_words(
@@ -201,10 +168,12 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    texts = {name: verb.text for name, verb in verbs.VERBS.items()}
+    every = {"train": _OWN["train"], **texts, "recipes": _OWN["recipes"]}
+    shown = "\n".join(f"  {name:<10} {text}" for name, text in every.items())
     return (
         "usage: longtail COMMAND ...\n\nTrain image classifiers that are good on rare classes too.\n\n"
-        f"commands:\n{verbs}\n\n"
+        f"commands:\n{shown}\n\n"
         "try it:\n  longtail train digits-lt            a minute on two cores, ends with a report\n"
         "  longtail train FOLDER               your own images, in one folder a class\n"
         "  longtail COMMAND --help             the options of a command"
@@ -216,7 +185,7 @@ def _train_help() -> str:
     from longtail.config import TrainConfig
 
     lines = [
-        f"usage: {_USAGE['train']}",
+        f"usage: {_TRAIN}",
         "",
         "  --recipe NAME            options of a recipe (longtail recipes), or of a YAML file; others go before it",
         "  --resume                 go on with the run in --out",

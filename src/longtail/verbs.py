@@ -1,0 +1,164 @@
+"""The commands beside ``train`` and ``recipes``: each is one function, whose signature and docstring are its options.
+
+They are read from the source, not imported: torch takes seconds to load, and ``--help`` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from longtail.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command that calls the function of its name.
+
+    Attributes:
+        module: where the function is, below ``longtail``. Its keyword-only parameters are the options, the others are
+            given in order without a name; a ``Sequence`` takes all that follow. Types: str, int, float, bool (a flag).
+        usage: the words that stand before the options.
+        text: what it does, in a line.
+    """
+
+    module: str
+    usage: str
+    text: str
+
+
+VERBS = {
+    "evaluate": Verb("api", "RUN [DATA]", "figures of a finished run, on its own test set or on other data"),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a command's function.
+
+    Attributes:
+        name: as in Python; ``default`` is None where it must be given.
+        annotation: its type, as written.
+        default: its default value, as written.
+        option: whether it is given by name.
+        text: what the docstring says of it.
+    """
+
+    name: str
+    annotation: str
+    default: str | None
+    option: bool
+    text: str
+
+    @property
+    def flag(self) -> bool:
+        """Whether it takes no value."""
+        return self.annotation == "bool"
+
+    @property
+    def many(self) -> bool:
+        """Whether it takes all words that follow."""
+        return self.annotation.startswith("Sequence")
+
+
+def parameters(name: str) -> list[Parameter]:
+    """Return the parameters of the command ``name``, read from the source of its function."""
+    file = Path(__file__).parent.joinpath(*VERBS[name].module.split(".")).with_suffix(".py")
+    function = next(
+        node
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    documented = (ast.get_docstring(function) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    texts = {
+        key: " ".join(text.split()).replace("``", "")
+        for key, text in re.findall(r"^    (\w+): ((?:.*\n?)(?:^        .*\n?)*)", documented, re.MULTILINE)
+    }
+    arguments = function.args
+    missing: list[ast.expr | None] = [None] * (len(arguments.args) - len(arguments.defaults))
+    named = [
+        *((item, value, False) for item, value in zip(arguments.args, missing + arguments.defaults, strict=True)),
+        *((item, value, True) for item, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)),
+    ]
+    return [
+        Parameter(
+            item.arg,
+            ast.unparse(item.annotation) if item.annotation is not None else "str",
+            None if value is None else ast.unparse(value),
+            option,
+            texts.get(item.arg, ""),
+        )
+        for item, value, option in named
+    ]
+
+
+def call(name: str, places: Sequence[str], flags: set[str], pairs: Mapping[str, str]) -> Any:
+    """Call the function of the command ``name`` with what the command line gave, and return what it returns.
+
+    Raises:
+        UserError: too few or too many words, or a value of another type.
+    """
+    known = parameters(name)
+    given: dict[str, Any] = dict.fromkeys(flags, True)
+    rest = list(places)
+    for item in known:
+        if item.option:
+            continue
+        if item.many:
+            given[item.name], rest = rest, []
+        elif rest:
+            given[item.name] = rest.pop(0)
+        if item.default is None and not given.get(item.name):
+            raise UserError(f"{item.name.upper()} is missing; usage: {usage(name)}")
+    if rest:
+        raise UserError(f"one word too many: {rest[0]}; usage: {usage(name)}")
+    types = {item.name: item.annotation for item in known}
+    given |= {key: _value(key, value, types[key]) for key, value in pairs.items()}
+    return getattr(import_module(f"longtail.{VERBS[name].module}"), name)(**given)
+
+
+def check_option(name: str, option: str) -> None:
+    """Raise unless the command ``name`` has ``option``."""
+    known = [item.name for item in parameters(name) if item.option]
+    if option not in known:
+        raise unknown_name("option", f"--{option}", [f"--{other}" for other in (*known, "help")])
+
+
+def flags_of(name: str) -> set[str]:
+    """Return the options of the command ``name`` that take no value."""
+    return {item.name for item in parameters(name) if item.option and item.flag}
+
+
+def usage(name: str) -> str:
+    """Return the line that shows how the command ``name`` is written."""
+    return f"longtail {name} {VERBS[name].usage} [--OPTION VALUE ...]"
+
+
+def help_of(name: str) -> str:
+    """Return what ``longtail NAME --help`` prints."""
+    lines = [f"usage: {usage(name)}", "", VERBS[name].text, ""]
+    for item in parameters(name):
+        label = f"--{item.name}" if item.option else item.name.upper()
+        shown = "" if item.default in (None, "None", "False", "''") else f" (default {item.default.strip(chr(39))})"
+        wrapped = textwrap.wrap(item.text.rstrip(".") + shown, 92)
+        lines += [f"  {label:<22} {wrapped[0] if wrapped else ''}", *(" " * 25 + line for line in wrapped[1:])]
+    return "\n".join(lines)
+
+
+def _value(name: str, text: str, annotation: str) -> Any:
+    kinds = {kind.strip() for kind in annotation.split("|")}
+    for kind, convert, what in (("int", int, "a whole number"), ("float", float, "a number")):
+        if kind in kinds:
+            try:
+                return convert(text)
+            except ValueError:
+                if "str" in kinds:
+                    return text
+                raise UserError(f"--{name} must be {what}, got {text!r}.") from None
+    return text
