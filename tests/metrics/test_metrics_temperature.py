@@ -15,6 +15,7 @@ from longtail.metrics import (
     negative_log_likelihood,
     prior_weights,
 )
+from longtail.metrics import temperature as fitting
 from longtail.metrics.post_hoc import STRENGTHS
 
 
@@ -50,6 +51,15 @@ def test_fit_agrees_with_scipy_on_the_same_objective(scale, weighted):
         assert value <= best.fun + 1e-12
 
 
+def test_newton_needs_few_steps(monkeypatch):
+    real, calls = fitting._objective, []
+    monkeypatch.setattr(fitting, "_objective", lambda *given: calls.append(given) or real(*given))
+    for seed, scale in enumerate((0.05, 0.3, 1.0, 8.0, 100.0)):
+        calls.clear()
+        fit_temperature(*random_case(seed, scale=scale)[:2])
+        assert len(calls) < 30
+
+
 def test_blocks_change_nothing(monkeypatch):
     logits, labels, weights = random_case(3)
     prior = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
@@ -58,7 +68,7 @@ def test_blocks_change_nothing(monkeypatch):
     assert (fit_temperature(logits, labels, weights), choose_strength(logits, labels, prior)) == whole
 
 
-def shifted(temperature, images=60_000):
+def shifted(temperature, images=20_000):
     """Gaussian classes of unlike widths, seen under a long-tailed prior; the logits are right for a uniform prior."""
     generator = torch.Generator().manual_seed(1)
     prior = torch.tensor([0.75, 0.17, 0.06, 0.02], dtype=torch.float64)
@@ -78,7 +88,7 @@ def test_weights_recover_a_known_temperature_from_images_of_another_prior(temper
     weights = prior_weights(labels, uniform)
     for label in range(4):  # every class speaks as loudly as the prior says
         assert float(weights[labels == label].sum()) == pytest.approx(len(labels) / 4)
-    assert fit_temperature(logits, labels, weights) == pytest.approx(temperature, rel=0.03)
+    assert fit_temperature(logits, labels, weights) == pytest.approx(temperature, rel=0.05)
     # Without them the same logits look wrong, because the images do not have the prior that they imply.
     assert abs(fit_temperature(logits, labels) / temperature - 1) > 0.1
 

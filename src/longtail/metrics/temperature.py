@@ -74,7 +74,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor | None = Non
         _, slope, curvature = _objective(logits, labels, weights, inverse)
         low, high = (low, inverse) if slope > 0 else (inverse, high)
         newton = inverse - slope / curvature if curvature > 0 else -1.0
-        new = newton if low < newton < high else math.sqrt(low * high)
+        new = newton if low <= newton <= high else math.sqrt(low * high)
         done, inverse = abs(new - inverse) <= _TOLERANCE * inverse, new
         if done:
             break
@@ -94,17 +94,17 @@ def _checked(logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Te
 
 def _objective(logits: Tensor, labels: Tensor, weights: Tensor, inverse: float) -> tuple[float, float, float]:
     """Return the weighted mean of -log softmax(inverse * logits)[label], and its two derivatives by ``inverse``."""
-    parts: list[tuple[float, float, float]] = []
+    terms: tuple[list[float], list[float], list[float]] = ([], [], [])
     for rows, block in row_blocks(logits):
         # Only differences count: with the label's own logit taken off, each row's loss is its normaliser.
         apart = block - block.gather(1, labels[rows, None])
         shares = (inverse * apart).softmax(dim=1)
         mean = (shares * apart).sum(dim=1)
         spread = (shares * (apart - mean[:, None]) ** 2).sum(dim=1)
-        figures = torch.stack([(inverse * apart).logsumexp(dim=1), mean, spread]) * weights[rows]
-        parts += [tuple(column) for column in figures.T.tolist()]
+        for collected, figures in zip(terms, ((inverse * apart).logsumexp(dim=1), mean, spread), strict=True):
+            collected += (weights[rows] * figures).tolist()
     # Summed without rounding: the same on any number of threads.
-    value, slope, curvature = (math.fsum(column) for column in zip(*parts, strict=True))
+    value, slope, curvature = (math.fsum(of_one) for of_one in terms)
     return value, slope, curvature
 
 
