@@ -95,6 +95,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     # The paper distils on CIFAR only, where small networks over-fit.
     choose("loss.distillation_weight", 0.0 if photos else 1.0)
     _choose_queue(choose, data, feature_dim(encoder))
+    choose("select", "best" if config.val_fraction else "last")
     device = pick_device(config.device)
     chosen["device"] = str(device)
     if photos and device.type == "cpu" and config.backbone is None:
