@@ -21,6 +21,7 @@ from longtail.option_groups import (
     OptimiserOptions,
     QueueOptions,
     TeacherOptions,
+    TrackingOptions,
     ViewOptions,
 )
 
@@ -56,7 +57,7 @@ class TrainConfig:
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
             validation images; 0 = at the test set at the end only, at the validation images after every epoch.
-        source, loading, views, loss, queue, teacher, optimiser, checkpoint: groups of options.
+        source, loading, views, loss, queue, teacher, optimiser, checkpoint, tracking: groups of options.
     """
 
     data: str = ""
@@ -86,6 +87,7 @@ class TrainConfig:
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def __post_init__(self) -> None:
         check(self)
