@@ -1,4 +1,4 @@
-"""What these pages need beyond MkDocs: pictures drawn by code, equations as MathML, plain names from docstrings."""
+"""What these pages need beyond MkDocs: pictures drawn by code, equations as MathML."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ class _Equation(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802
         block, inline = m.groups()
         mathml = convert((block or inline).strip(), display="block" if block else "inline")
+        mathml = mathml.replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>")  # a prime is no italic letter
+        # TeX's thin space after a function's name, unless a bracket follows.
+        mathml = re.sub(r"(<mi>(?:log|exp)</mi>)(?!<mo|<mrow><mo)", r'\1<mspace width="0.167em"/>', mathml)
+        mathml = mathml.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')  # bars of a norm
         return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
 
 
@@ -47,8 +51,3 @@ def on_files(files: Any, config: Any) -> Any:
     for name, svg in circle.pictures().items():
         files.append(File.generated(config, f"pictures/{name}", content=svg))
     return files
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    """Docstrings name classes and functions with Sphinx's roles, which Markdown does not know."""
-    return re.sub(r":(?:class|func|meth|mod|attr):(<code>)~?", r"\1", html)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from drawing import Panel, picture
+from drawing import Panel
 from torch import Tensor
 
 from longtail.data import exponential_profile
@@ -27,7 +27,6 @@ COUNTS = torch.tensor([60, 20, 4])
 CENTRES = ((10.0, 120.0), (220.0,), (65.0,))
 CONCENTRATION = 16.0  # of each cluster: a von Mises distribution, about 14 degrees wide
 TEMPERATURE = 0.1
-SHOWN_TEMPERATURES = (0.003, 0.1, 2.0)
 LISTED_TEMPERATURES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 GRID = torch.linspace(-60, 300, 721, dtype=torch.float64)
 
@@ -94,8 +93,8 @@ def true_bits() -> float:
 
 
 def bits_of(keys: Tensor, offsets: Tensor, temperature: float) -> float:
-    """Return H(Y) - L in bits on 84,000 fresh features, for densities of ``keys``."""
-    angles, labels = draw(COUNTS * 1000, seed=1)
+    """Return H(Y) - L in bits on 21,000 fresh features, for densities of ``keys``."""
+    angles, labels = draw(COUNTS * 250, seed=1)
     loss = GMLLoss(COUNTS, temperature)
     nobody, ids = torch.full_like(labels, -1), torch.arange(len(keys))
     loss(unit_vectors(angles), labels, keys, offsets, nobody, ids)
@@ -114,7 +113,7 @@ def bits_with_own_keys(keys: Tensor, offsets: Tensor, temperature: float) -> flo
 def keys_on_the_circle(angles: Tensor, labels: Tensor, queue: ClassQueue) -> str:
     """Training features as strokes outside the circle, keys of the queue as dots on it."""
     panel = Panel(360, 300)
-    panel.circle(0, 0, 1, "axis")
+    panel.circle()
     for angle, label in zip(angles.tolist(), labels.tolist(), strict=True):
         panel.ray(angle, 1.08, 1.16, CLASSES[label])
     for key, label in zip(queue.features.tolist(), queue.labels.tolist(), strict=True):
@@ -122,56 +121,27 @@ def keys_on_the_circle(angles: Tensor, labels: Tensor, queue: ClassQueue) -> str
     for line, (name, count, length) in enumerate(zip(CLASSES, COUNTS.tolist(), queue.lengths.tolist(), strict=True)):
         panel.legend(line, name, f"{name}: {count} images, {length} keys")
     said = "Foxes lie in two groups on both sides of the few lynxes, badgers on the far side of the circle."
-    return picture("Keys of three classes on the unit circle", said, [("", panel)])
+    return panel.svg("Features and keys on the unit circle", said)
 
 
-def densities(queue: ClassQueue) -> str:
-    """Class densities along the circle at three temperatures."""
-    panels = []
-    for temperature in SHOWN_TEMPERATURES:
-        values = over_the_circle(log_densities(queue.features, queue.offsets, temperature))
-        panel = Panel(230, 190)
-        panel.axes(float(GRID[0]), float(GRID[-1]), 0, float(values.max()), "angle")
-        for label, name in enumerate(CLASSES):
-            panel.curve(GRID.tolist(), values[:, label].tolist(), name)
-        panels.append((f"temperature {temperature}", panel))
-    said = (
-        "Narrow spikes at every key, one hill for each group of images, and three hills that nearly cover the circle."
-    )
-    return picture("Kernel densities of the classes at three temperatures", said, panels)
+def densities(queue: ClassQueue, temperature: float, said: str) -> str:
+    """Class densities along the circle."""
+    values = over_the_circle(log_densities(queue.features, queue.offsets, temperature))
+    return along_the_circle(values, f"temperature {temperature:g}", said, width=224)
 
 
-def posterior_panel(log_values: Tensor, prior_strength: float) -> Panel:
+def posteriors(keys: Tensor, offsets: Tensor, prior_strength: float, heading: str, said: str) -> str:
     """p(c|z) along the circle."""
-    values = posterior(log_values, prior_strength)
-    panel = Panel(300, 190)
-    panel.axes(float(GRID[0]), float(GRID[-1]), 0, 1, "angle")
+    return along_the_circle(posterior(log_densities(keys, offsets, TEMPERATURE), prior_strength), heading, said)
+
+
+def along_the_circle(values: Tensor, heading: str, said: str, width: int = 320) -> str:
+    """One curve a class of ``values [len(GRID), C]``."""
+    panel = Panel(width, 220, heading)
+    panel.axes(float(GRID[0]), float(GRID[-1]), max(1.0, float(values.max())), "angle")
     for label, name in enumerate(CLASSES):
         panel.curve(GRID.tolist(), values[:, label].tolist(), name)
-    return panel
-
-
-def posteriors(queue: ClassQueue) -> str:
-    """Posteriors of the kernel densities, without and with the prior."""
-    values = log_densities(queue.features, queue.offsets, TEMPERATURE)
-    said = "With the prior the lynx's share of the circle shrinks: a doubtful feature is more likely one of many foxes."
-    without, adjusted = posterior_panel(values, 0.0), posterior_panel(values, 1.0)
-    return picture(
-        "Posterior along the circle",
-        said,
-        [("all classes equally frequent", without), ("as frequent as in training", adjusted)],
-    )
-
-
-def one_or_many(angles: Tensor, labels: Tensor, queue: ClassQueue) -> str:
-    """Posteriors of one key a class, the direction of its mean, and of the whole queue."""
-    means, each = mean_directions(angles, labels), torch.arange(len(CLASSES) + 1)
-    one = posterior_panel(log_densities(means, each, TEMPERATURE), 0.0)
-    many = posterior_panel(log_densities(queue.features, queue.offsets, TEMPERATURE), 0.0)
-    said = "One vector a class puts the foxes where the lynxes are; many keys find both groups of foxes."
-    return picture(
-        "One vector a class against many", said, [("one vector a class", one), ("all keys of a class", many)]
-    )
+    return panel.svg(heading, said)
 
 
 def ages(capacity: int = 4096, minimum: int = 2, batch: int = 128) -> list[tuple[int, float]]:
@@ -187,23 +157,29 @@ def ages(capacity: int = 4096, minimum: int = 2, batch: int = 128) -> list[tuple
 def stale_keys() -> str:
     """Steps that a key stays in the queue, against the size of its class."""
     shown = ages()
-    panel = Panel(420, 220)
-    panel.axes(4, 600, 0, 60, "training images of the class", log=True)
+    panel = Panel(440, 240, "steps until a key is replaced")
+    panel.axes(4, 600, max(age for _, age in shown), "training images of the class", log=True)
     for count, age in shown:
         panel.mark(count, age)
     said = f"{shown[0][1]:.0f} steps for the largest class, {shown[-1][1]:.0f} for the smallest."
-    return picture("Steps that a key stays in its queue", said, [("steps until replaced", panel)])
+    return panel.svg("Steps that a key stays in its queue", said)
 
 
 def pictures() -> dict[str, str]:
     """Return every picture as SVG, by file name."""
     angles, labels = draw(COUNTS, seed=0)
     queue = fill_queue(angles, labels)
+    means, each = mean_directions(angles, labels), torch.arange(len(CLASSES) + 1)
+    keys, offsets = queue.features, queue.offsets
     return {
         "keys.svg": keys_on_the_circle(angles, labels, queue),
-        "densities.svg": densities(queue),
-        "posteriors.svg": posteriors(queue),
-        "one-or-many.svg": one_or_many(angles, labels, queue),
+        "densities-cold.svg": densities(queue, 0.003, "A narrow spike at every key."),
+        "densities.svg": densities(queue, TEMPERATURE, "One hill for each group of images."),
+        "densities-warm.svg": densities(queue, 1.0, "Hills so wide that every class is everywhere."),
+        "one-vector.svg": posteriors(means, each, 0.0, "one vector a class", "Foxes and lynxes share one place."),
+        "all-keys.svg": posteriors(keys, offsets, 0.0, "all keys of a class", "Two places of foxes, lynxes between."),
+        "without-prior.svg": posteriors(keys, offsets, 0.0, "all classes equally frequent", "Wide room for lynxes."),
+        "with-prior.svg": posteriors(keys, offsets, 1.0, "as frequent as in training", "Less room for lynxes."),
         "stale.svg": stale_keys(),
     }
 

@@ -1,4 +1,4 @@
-"""Just enough SVG for the pictures of the circle: panels side by side, colours that follow light and dark pages."""
+"""Just enough SVG for the pictures of the circle; their colours follow light and dark pages."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ text { fill: #333 }
 
 
 class Panel:
-    """One drawing area of ``width x height`` pixels, with an axis below and at the left or a circle in it."""
+    """One picture of ``width x height`` pixels, with an axis below and at the left or a circle in it."""
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, width: int, height: int, heading: str = "") -> None:
         self.width, self.height = width, height
         self.parts: list[str] = []
-        self.left, self.right, self.top, self.bottom = 34.0, width - 8.0, 10.0, height - 40.0
+        self.left, self.right, self.top, self.bottom = 34.0, width - 12.0, 32.0, height - 40.0
         self.radius = height / 2 - 30
-        self._x = self._y = (0.0, 1.0)
-        self._log = False
+        self._x, self._most, self._log = (0.0, 1.0), 1.0, False
+        if heading:
+            self._add(f'<text class="mid title" x="{width / 2}" y="16">{escape(heading)}</text>')
 
-    def axes(self, x0: float, x1: float, y0: float, y1: float, x_title: str, log: bool = False) -> None:
-        """Draw both axes; ``log`` makes the lower one logarithmic."""
-        self._x, self._y, self._log = (x0, x1), (y0, y1), log
+    def axes(self, left: float, right: float, most: float, title: str, log: bool = False) -> None:
+        """Draw both axes, the lower one logarithmic if ``log``, the other from 0 to ``most``."""
+        self._x, self._most, self._log = (left, right), most, log
         xs = [5, 20, 100, 500] if log else [0, 90, 180, 270]
-        step = 10.0 ** math.floor(math.log10(y1))
-        step = next(step * part for part in (0.1, 0.2, 0.5, 1, 2) if y1 / (step * part) <= 5)
-        for value in (k * step for k in range(math.floor(y1 / step + 1e-9) + 1)):
-            up = self._at(x0, value)[1]
+        step = 10.0 ** math.floor(math.log10(most))
+        step = next(step * part for part in (0.1, 0.2, 0.5, 1, 2) if most / (step * part) <= 5)
+        for value in (k * step for k in range(math.floor(most / step + 1e-9) + 1)):
+            up = self._at(left, value)[1]
             self._add(f'<path class="grid" d="M{self.left:.1f} {up:.1f}H{self.right:.1f}"/>')
             self._add(f'<text class="end" x="{self.left - 5:.1f}" y="{up + 4:.1f}">{value:g}</text>')
         for value in xs:
-            across = self._at(value, y0)[0]
+            across = self._at(value, 0)[0]
             word = f"{value}" if log else f"{value}°"
             self._add(f'<text class="mid" x="{across:.1f}" y="{self.bottom + 17:.1f}">{word}</text>')
         self._add(f'<path class="axis" d="M{self.left:.1f} {self.bottom:.1f}H{self.right:.1f}"/>')
         middle = (self.left + self.right) / 2
-        self._add(f'<text class="mid" x="{middle:.1f}" y="{self.height - 5}">{escape(x_title)}</text>')
+        self._add(f'<text class="mid" x="{middle:.1f}" y="{self.height - 5}">{escape(title)}</text>')
 
     def curve(self, xs: Sequence[float], ys: Sequence[float], kind: str) -> None:
         """Draw a line through the points."""
@@ -62,10 +63,10 @@ class Panel:
         across, up = self._at(x, y)
         self._add(f'<circle class="mark" cx="{across:.1f}" cy="{up:.1f}" r="3"/>')
 
-    def circle(self, x: float, y: float, radius: float, kind: str) -> None:
-        """Draw a circle, in units of the unit circle."""
-        across, up = self._on_circle(x, y)
-        self._add(f'<circle class="{kind}" cx="{across:.1f}" cy="{up:.1f}" r="{radius * self.radius:.1f}"/>')
+    def circle(self) -> None:
+        """Draw the unit circle."""
+        across, up = self._on_circle(0, 0)
+        self._add(f'<circle class="axis" cx="{across:.1f}" cy="{up:.1f}" r="{self.radius:.1f}"/>')
 
     def dot(self, x: float, y: float, kind: str) -> None:
         """Draw a key."""
@@ -90,7 +91,7 @@ class Panel:
         if self._log:
             x, low, high = math.log(x), math.log(low), math.log(high)
         across = self.left + (x - low) / (high - low) * (self.right - self.left)
-        return across, self.bottom - (y - self._y[0]) / (self._y[1] - self._y[0]) * (self.bottom - self.top)
+        return across, self.bottom - y / self._most * (self.bottom - self.top)
 
     def _on_circle(self, x: float, y: float) -> tuple[float, float]:
         return self.width / 2 + x * self.radius, self.height / 2 - y * self.radius
@@ -98,20 +99,8 @@ class Panel:
     def _add(self, part: str) -> None:
         self.parts.append(part)
 
-
-def picture(title: str, said: str, panels: Sequence[tuple[str, Panel]]) -> str:
-    """Return panels side by side, each under its heading, as SVG; ``said`` is read to those who do not see it."""
-    head = 24 if any(heading for heading, _ in panels) else 0
-    width, height = sum(panel.width for _, panel in panels), max(panel.height for _, panel in panels) + head
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width} {height}" width="{width}">',
-        f"<title>{escape(title)}</title><desc>{escape(said)}</desc><style>{STYLE}</style>",
-    ]
-    across = 0
-    for heading, panel in panels:
-        parts.append(f'<g transform="translate({across} {head})">')
-        if heading:
-            parts.append(f'<text class="mid title" x="{panel.width / 2}" y="-8">{escape(heading)}</text>')
-        parts += [*panel.parts, "</g>"]
-        across += panel.width
-    return "\n".join([*parts, "</svg>\n"])
+    def svg(self, title: str, said: str) -> str:
+        """Return the file; ``title`` and ``said`` are for those who do not see it."""
+        size = f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}"'
+        head = f"<title>{escape(title)}</title><desc>{escape(said)}</desc><style>{STYLE}</style>"
+        return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>', head, *self.parts, "</svg>\n"])
