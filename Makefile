@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+DOCS_READY := .venv/docs-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench clean
+.PHONY: help demo test lint check docs bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,8 +31,17 @@ lint: $(READY) ## ruff and mypy, as CI runs them
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-check: $(READY) ## slow checks: long runs, every command of README and docs
+check: $(READY) $(DOCS_READY) ## slow checks: long runs, every command of README and docs
 	@$(BIN)/python -m pytest -m check
+
+$(DOCS_READY): $(READY)
+	@echo "installing what builds the documentation ..."
+	@$(BIN)/uv pip install -q --python $(BIN)/python -e '.[docs]' || $(BIN)/python -m pip install -q -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_READY) ## the documentation, into site/; a warning or a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/loss.py
@@ -42,4 +52,4 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/streaming.py
 
 clean: ## remove .venv and everything built
-	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache

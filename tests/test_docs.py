@@ -1,25 +1,49 @@
-"""Every command and code block of README and docs, run as it stands (`make check`)."""
+"""Every command and code block of README and docs, run as it stands; pictures, figures and reference of the docs.
+
+`make check` runs all pages, each in a folder of its own; `make test` those of `BRIEF`, in this process.
+"""
 
 import csv
+import importlib.util
+import inspect
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import longtail
+from longtail.cli import main
+from longtail.methods import METHODS
+
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
-PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
+BRIEF = ("priors.md",)
+"""Pages whose commands take a few seconds together."""
+TRAINED = "runs/photos"
+"""The run that pages speak of without training it."""
+NPZ = ((0, "images"), (1, "labels"))
+CLASSES = ("cat", "lynx", "otter")
 
 
 def commands(page):
-    lines = re.findall(r"^    (longtail [^#\n]+)", PAGES[page], re.MULTILINE)
+    lines = re.findall(r"^    ((?:longtail|python docs/) ?[^#\n]+)", PAGES[page], re.MULTILINE)
     return [line.strip() for line in lines]
+
+
+def python_blocks(page):
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    return blocks[:1] if page == "README.md" else blocks  # its second is a sketch of the example
 
 
 def run(words, folder):
@@ -31,7 +55,7 @@ def run(words, folder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def files(tmp_path_factory):
     """A folder with all that the pages speak of: bars of three classes, 20/6/3 images, as arrays, files and lists."""
     path, generator = tmp_path_factory.mktemp("docs"), np.random.default_rng(0)
 
@@ -60,11 +84,8 @@ def folder(tmp_path_factory):
     for part in splits:
         lines = [f"{row['path']} {CLASSES.index(row['label'])}\n" for row in rows if row["split"] == part]
         (path / f"{part}.txt").write_text("".join(lines))
+    (path / "docs").symlink_to(DOCS)
     return path
-
-
-NPZ = ((0, "images"), (1, "labels"))
-CLASSES = ("cat", "lynx", "otter")
 
 
 def write_parquet(path, rows):
@@ -74,29 +95,51 @@ def write_parquet(path, rows):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-def test_the_readme_has_commands_and_blocks():
+@pytest.fixture
+def folder(files, tmp_path, request):
+    """A copy of `files` for one page, with a finished run if the page speaks of one without training it."""
+    lines = commands(request.getfixturevalue("page"))
+    path = tmp_path / "work"
+    shutil.copytree(files, path, symlinks=True)
+    if any(TRAINED in line for line in lines) and not any(f"--out {TRAINED}" in line for line in lines):
+        shutil.copytree(request.getfixturevalue("trained"), path / TRAINED)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(files):
+    run(shlex.split(f"longtail train photos --epochs 2 --out {TRAINED}"), files)
+    return files / TRAINED
+
+
+def test_the_pages_have_commands_and_blocks():
     assert len(commands("README.md")) >= 6
     assert len(commands("your-images.md")) >= 12
+    assert len(commands("index.md")) >= 4
+    assert len(python_blocks("extending.md")) >= 5
     assert README.count("```python") >= 2
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_in_order(page, folder):
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) or python_blocks(page)])
+def test_the_page_as_it_stands(page, folder):
     for line in commands(page):
         words = shlex.split(line)
         run(words, folder)
         if words[1] == "train" and "--out" in words:
             assert (folder / words[words.index("--out") + 1] / "report.html").exists(), line
+    if page != "extending.md" and python_blocks(page):
+        images = "import torch\nimages = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)\n" if page == "README.md" else ""
+        run([sys.executable, "-c", images + "\n".join(python_blocks(page))], folder)
 
 
-@pytest.mark.check
-def test_python_from_the_readme(folder):
-    block = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
-    script = (
-        "import torch\nimages = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)\n" + block + "\nprint(probabilities.shape)"
-    )
-    assert "torch.Size([2, 10])" in run([sys.executable, "-c", script], folder)
+@pytest.mark.parametrize("page", BRIEF)
+def test_a_brief_page_as_it_stands(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for line in commands(page):
+        assert main(shlex.split(line)[1:]) == 0, line
+    for block in python_blocks(page):
+        exec(compile(block, page, "exec"), {})
 
 
 def test_the_loop_snippet_is_what_the_example_does():
@@ -109,3 +152,90 @@ def test_the_loop_snippet_is_what_the_example_does():
     ):
         assert call in README
         assert call in example
+
+
+def load(path):
+    """Import a file that is no part of the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_examples_of_a_method_and_a_source(request, monkeypatch, tmp_path):
+    """The blocks of the page one after the other, then the tests in them, then a run with the new method."""
+    helpers = load(ROOT / "tests" / "methods" / "test_methods.py")
+    names = {"build": helpers.build, "loader_for": helpers.loader_for, "__name__": "extending"}
+    monkeypatch.setitem(METHODS, "reweighting", None)  # put back afterwards
+    for block in python_blocks("extending.md"):
+        # Several files shown one after the other: "from __future__" may stand at the head of each.
+        exec(compile(block, "extending.md", "exec"), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test(*(request.getfixturevalue(name) for name in inspect.signature(test).parameters))
+    result = longtail.train("digits-lt", method="reweighting", epochs=1, out=str(tmp_path / "run"), quiet=True)
+    assert result.evaluation["balanced_accuracy"] > 0
+    assert result.load().logit_prior.tolist() == pytest.approx([0.1] * 10)
+
+
+@pytest.fixture(scope="module")
+def circle():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS / "pictures"))
+        yield load(DOCS / "pictures" / "circle.py")
+
+
+def test_the_page_shows_the_pictures_that_the_code_makes(circle):
+    pictures = circle.pictures()
+    shown = {name for page in PAGES.values() for name in re.findall(r"!\[[^\]]+\]\(pictures/([\w-]+\.svg)\)", page)}
+    assert shown == set(pictures)
+    for svg in pictures.values():
+        root = ElementTree.fromstring(svg)
+        assert {child.tag.rpartition("}")[2] for child in root} >= {"title", "desc"}
+        assert "nan" not in svg
+
+
+def test_the_figures_of_the_page_are_those_that_its_command_prints(circle):
+    def numbers(text):
+        return [float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text)]
+
+    rows = [line for line in circle.figures().splitlines() if line.startswith(("| 0", "| 1", "| 3"))]
+    told = [line for line in PAGES["idea.md"].splitlines() if line.startswith(("| 0", "| 1", "| 3"))]
+    assert rows
+    for row, line in zip(rows, told, strict=False):
+        assert numbers(line) == pytest.approx(numbers(row), abs=0.011)
+
+
+def test_the_bits_of_the_circle_by_brute_force(circle):
+    """The bound that the page quotes, from histograms of the same draws: no density model, no loss."""
+    angles, labels = circle.draw(circle.COUNTS * 4000, seed=3)
+    bins = (angles % 360 / 3).long()
+    joint = torch.zeros(120, 3, dtype=torch.float64).index_put_((bins, labels), torch.tensor(1.0).double(), True)
+    joint /= joint.sum()
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    bits = torch.where(joint > 0, joint * (joint / independent).log2(), 0.0).sum()
+    assert circle.true_bits() == pytest.approx(float(bits), abs=0.01)
+
+
+def test_the_reference_has_every_public_name():
+    reference = "\n".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
+    documented = set(re.findall(r"^::: ([\w.]+)$", reference, re.MULTILINE))
+    homes = {f"longtail.{longtail._HOMES[name]}.{name}" for name in longtail.__all__}
+    assert homes <= documented, f"add to docs/reference: {sorted(homes - documented)}"
+
+
+@pytest.mark.check
+def test_the_site_is_built_without_a_warning_and_asks_nobody_for_anything(tmp_path):
+    pytest.importorskip("mkdocs", reason="`make docs` installs what builds the site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr == ""
+    pages = {path: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    assert len(pages) >= len(PAGES) - 1
+    for path, html in pages.items():
+        asked = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=.?(https?:[^\s\">]+)", html)
+        assert asked == [], path
+        assert "$$" not in html, path
