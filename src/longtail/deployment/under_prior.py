@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +63,8 @@ def evaluate_under_prior(
         "prior_with_test_images": expected[1],
         "differences": {k: None if v is None else v._asdict() for k, v in differences.items()},
     }
-    return Evaluation(result.figures | {"prior": record}, result.rows, shifted, labels)
+    chosen = {key: evaluation.figures[key] for key in ("selection", "selected") if key in evaluation.figures}
+    return replace(result, figures=result.figures | chosen | {"prior": record})
 
 
 def print_figures(say: ProgressReporter, figures: dict[str, Any]) -> None:
