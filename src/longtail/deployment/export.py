@@ -76,11 +76,11 @@ def export(
     form = Form(preprocessing, resizing, prior_input, temperature)
     with whole_folder(target) as folder:
         if format == "onnx":
-            checked = [write_onnx(folder, classifier, form)]
+            checked = write_onnx(folder, classifier, form)
         elif format == "torch":
-            checked = [write_torch(folder, classifier, form)]
+            checked = write_torch(folder, classifier, form)
         elif format == "safetensors":
-            checked = [write_tensors(folder, classifier)]
+            checked = write_tensors(folder, classifier)
             if temperature is not None:
                 write_bytes(folder / _CALIBRATION, (path / _CALIBRATION).read_bytes())
         else:

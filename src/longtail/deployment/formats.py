@@ -18,8 +18,10 @@ from torch import Tensor
 from longtail.deployment.graph import (
     DeployedClassifier,
     Form,
+    Runner,
     check_against_torch,
     description,
+    measure_resizing,
     model_inputs,
     sample_images,
 )
@@ -45,11 +47,11 @@ def need_onnx() -> None:
             ) from None
 
 
-def write_onnx(folder: Path, classifier: Classifier, form: Form) -> str:
+def write_onnx(folder: Path, classifier: Classifier, form: Form) -> list[str]:
     """Write ``model.onnx`` (weights beyond 2 GB beside it) and compare ONNX Runtime with torch.
 
     Returns:
-        A sentence on how well the two agree.
+        Sentences on how well the two agree.
 
     Raises:
         UserError: packages are missing, the model cannot be exported, or the two do not agree.
@@ -73,9 +75,8 @@ def write_onnx(folder: Path, classifier: Classifier, form: Form) -> str:
         assert program is not None
         program.model.metadata_props.update(description(classifier, form))
         program.save(folder / ONNX_FILE)
-    difference = check_against_torch(onnx_runner(folder / ONNX_FILE), classifier, form, "ONNX Runtime")
-    version = metadata.version("onnxruntime")
-    return f"ONNX Runtime {version} and torch agree on the same tensors: logits differ by at most {difference:.1g}."
+    name = f"ONNX Runtime {metadata.version('onnxruntime')}"
+    return _compared(onnx_runner(folder / ONNX_FILE), classifier, form, name)
 
 
 def onnx_runner(file: Path) -> Any:
@@ -91,11 +92,11 @@ def onnx_runner(file: Path) -> Any:
     return run
 
 
-def write_torch(folder: Path, classifier: Classifier, form: Form) -> str:
+def write_torch(folder: Path, classifier: Classifier, form: Form) -> list[str]:
     """Write ``model.pt2`` by ``torch.export``, load it again and compare.
 
     Returns:
-        A sentence on how well the two agree.
+        Sentences on how well the two agree.
 
     Raises:
         UserError: the model cannot be exported, or does not come back the same.
@@ -109,11 +110,16 @@ def write_torch(folder: Path, classifier: Classifier, form: Form) -> str:
         record = description(classifier, form)
         torch.export.save(program, folder / TORCH_FILE, extra_files={TORCH_RECORD: json.dumps(record)})
         loaded = torch.export.load(folder / TORCH_FILE).module()
-    difference = check_against_torch(lambda inputs: loaded(*inputs), classifier, form, "torch.export")
-    return f"the file was loaded again and agrees with the run's model: logits differ by at most {difference:.1g}."
+    return _compared(lambda inputs: loaded(*inputs), classifier, form, "the file, loaded again,")
 
 
-def write_tensors(folder: Path, classifier: Classifier) -> str:
+def _compared(run: Runner, classifier: Classifier, form: Form, name: str) -> list[str]:
+    difference = check_against_torch(run, classifier, form, name)
+    same = f"{name} and torch agree on the same tensors: logits differ by at most {difference:.1g}."
+    return [same, *([measure_resizing(run, classifier, form)] if form.resizing else [])]
+
+
+def write_tensors(folder: Path, classifier: Classifier) -> list[str]:
     """Write ``model.safetensors`` and ``model.json``, and load them again.
 
     Raises:
@@ -123,7 +129,7 @@ def write_tensors(folder: Path, classifier: Classifier) -> str:
     loaded, pixels = Classifier.load(folder), sample_images(classifier, 2)
     if not torch.equal(loaded.logits(pixels), classifier.logits(pixels)):
         raise UserError("the model was written but does not load as the same; nothing was kept. Try it again.")
-    return "the files were loaded again and give the same logits to the last bit."
+    return ["the files were loaded again and give the same logits to the last bit."]
 
 
 def _to_trace(
@@ -131,10 +137,9 @@ def _to_trace(
 ) -> tuple[DeployedClassifier, tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Return the module, example inputs and which of their axes may change."""
     module = DeployedClassifier(classifier, form).eval()
-    pixels = sample_images(classifier, 2)
-    if form.resizing:  # neither side is the example's alone, nor a square: a size that may change must not look fixed
-        height, width = classifier.image_size
-        pixels = pixels.repeat(1, 1, 3, 2)[:, :, : 2 * height + 3, : height + width + 1]
+    side = classifier.framing.resize
+    # Neither square nor the framing's own: a size that may change must not look fixed.
+    pixels = sample_images(classifier, 2, (2 * side + 3, side + 5) if form.resizing else None)
     axes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
     if form.resizing:
         axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 import longtail
+from longtail.data.decode import fit
 from longtail.data.image_set import Framing
 from longtail.errors import UserError
 from longtail.models import Classifier
 
+_FAR = 0.05
 TOLERANCE = 1e-4
 """Largest difference to torch that is let pass, as a share of the largest logit (of 1, if that is smaller)."""
 
@@ -123,10 +127,20 @@ def description(classifier: Classifier, form: Form) -> dict[str, str]:
     }
 
 
-def sample_images(classifier: Classifier, count: int, seed: int = 0) -> Tensor:
-    """Return random pixels uint8 ``[count, channels, H, W]``, the same for the same seed."""
-    shape = (count, len(classifier.mean), *classifier.image_size)
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+def sample_images(classifier: Classifier, count: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Return random pixels uint8 ``[count, channels, height, width]``, of the classifier's size if not given."""
+    shape = (count, len(classifier.mean), *(size or classifier.image_size))
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
+
+
+def framed_by_pillow(pixels: Tensor, framing: Framing) -> Tensor:
+    """Return ``pixels [B, channels, any, any]`` as images from files come: uint8 ``[B, channels, H, W]``."""
+    frames = [np.atleast_3d(fit(Image.fromarray(_as_picture(image)), framing)) for image in pixels]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+def _as_picture(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).squeeze(2).numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
 def model_inputs(classifier: Classifier, form: Form, pixels: Tensor, prior: Tensor) -> tuple[Tensor, ...]:
@@ -138,6 +152,8 @@ def model_inputs(classifier: Classifier, form: Form, pixels: Tensor, prior: Tens
 def check_against_torch(run: Runner, classifier: Classifier, form: Form, what: str) -> float:
     """Compare an exported model with ``Classifier.logits`` on the same images, in batches of 1 and 3.
 
+    Where it resizes, the images are of a size that needs no resizing: see :func:`measure_resizing` for others.
+
     Returns:
         The largest absolute difference of a logit.
 
@@ -148,8 +164,10 @@ def check_against_torch(run: Runner, classifier: Classifier, form: Form, what: s
     prior = torch.arange(1, classifier.num_classes + 1, dtype=torch.float64)
     shift = classifier.prior_shift(prior) if form.prior_input else torch.zeros(1)
     for count in (1, 3):
-        pixels = sample_images(classifier, count, seed=count)
-        expected = classifier.logits(pixels).double() / (form.temperature or 1.0) + shift
+        side = classifier.framing.resize
+        pixels = sample_images(classifier, count, (side, side) if form.resizing else None)
+        framed = framed_by_pillow(pixels, classifier.framing) if form.resizing else pixels
+        expected = classifier.logits(framed).double() / (form.temperature or 1.0) + shift
         with torch.no_grad():
             logits, probabilities = run(model_inputs(classifier, form, pixels, prior / prior.sum()))
         gap = float((logits.double() - expected).abs().max())
@@ -162,3 +180,33 @@ def check_against_torch(run: Runner, classifier: Classifier, form: Form, what: s
             )
         worst = max(worst, gap)
     return worst
+
+
+def measure_resizing(run: Runner, classifier: Classifier, form: Form) -> str:
+    """Return a sentence on how far resizing inside is from Pillow, on random soft pictures of several sizes.
+
+    Raises:
+        UserError: so far that it cannot be meant.
+    """
+    side = classifier.framing.resize
+    gaps, levels = [], []
+    for height, width in ((side, 2 * side), (3 * side + 1, 4 * side), (5 * side, 3 * side + 2), (side // 2 + 1, side)):
+        coarse = sample_images(classifier, 4, (6, 6)).float()
+        pixels = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
+        framed = framed_by_pillow(pixels, classifier.framing)
+        expected = (classifier.logits(framed).double() / (form.temperature or 1.0)).softmax(1)
+        with torch.no_grad():
+            _, probabilities = run(model_inputs(classifier, form, pixels, classifier.logit_prior.double()))
+        gaps.append((probabilities.double() - expected).abs().amax(1))
+        levels.append((resize_to_framing(pixels, classifier.framing) - framed).abs().mean())
+    gap = torch.cat(gaps)
+    if not float(gap.mean()) <= _FAR:
+        raise UserError(
+            f"resizing inside changes probabilities by {float(gap.mean()):.2g} on average, which is too far from "
+            "Pillow; nothing was written. Resize outside and use --preprocessing."
+        )
+    return (
+        f"resizing inside is not Pillow's to the last bit: on {len(gap)} random pictures of {len(gaps)} sizes pixels "
+        f"differ by {float(torch.stack(levels).mean()):.2g} of 255 levels on average, probabilities by "
+        f"{float(gap.mean()):.1g} ({float(gap.max()):.1g} at most)."
+    )

@@ -14,8 +14,10 @@ from longtail.errors import counted
 from longtail.metrics import GROUPS
 from longtail.models import Classifier
 from longtail.reporting.charts import FEW_IMAGES
+from longtail.reporting.headline import group_sizes
 from longtail.reporting.markdown import escape, table
-from longtail.reporting.report import METHODS, group_sizes, reproduce_command
+from longtail.reporting.report import METHODS
+from longtail.reporting.reproduce import reproduce_command
 from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
 from longtail.training.calibration import read_calibration
 from longtail.training.run_folder import read_config, read_environment
