@@ -128,7 +128,8 @@ def painting(generator, height, width):
     return np.clip(image + generator.integers(-6, 7, image.shape), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", pytest.param("bicubic", marks=pytest.mark.check)])
+@pytest.mark.check
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_resizing_inside_is_close_to_pillow(tmp_path, build_model, interpolation):
     pytest.importorskip("onnxscript")
     model = build_model(side=16, resize=20, interpolation=interpolation)

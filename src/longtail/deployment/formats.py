@@ -136,7 +136,7 @@ def _to_trace(
     classifier: Classifier, form: Form
 ) -> tuple[DeployedClassifier, tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Return the module, example inputs and which of their axes may change."""
-    module = DeployedClassifier(classifier, form).eval()
+    module = DeployedClassifier(classifier, form).eval().requires_grad_(False)
     side = classifier.framing.resize
     # Neither square nor the framing's own: a size that may change must not look fixed.
     pixels = sample_images(classifier, 2, (2 * side + 3, side + 5) if form.resizing else None)

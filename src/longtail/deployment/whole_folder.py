@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from longtail.errors import UserError
@@ -38,6 +38,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         UserError: the disk is full, or nothing may be written there.
     """
     fresh, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    made = not path.parent.exists()
     try:
         fresh.mkdir(parents=True)
         yield fresh
@@ -58,3 +59,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
+        if made:
+            with suppress(OSError):  # it holds something
+                path.parent.rmdir()
