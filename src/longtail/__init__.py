@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longtail.api import Result, evaluate, load, train
     from longtail.config import TrainConfig
+    from longtail.deployment.export import export
     from longtail.errors import UserError
     from longtail.models import Classifier
+    from longtail.reporting.compare import compare
     from longtail.training.guard import Diverged, Interrupted
 
 __version__ = "0.1.0"
@@ -30,7 +32,9 @@ _HOMES = {
     "Result": "api",
     "TrainConfig": "config",
     "UserError": "errors",
+    "compare": "reporting.compare",
     "evaluate": "api",
+    "export": "deployment.export",
     "load": "api",
     "train": "api",
 }
@@ -42,7 +46,9 @@ __all__ = [
     "Result",
     "TrainConfig",
     "UserError",
+    "compare",
     "evaluate",
+    "export",
     "load",
     "train",
 ]

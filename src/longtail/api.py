@@ -9,12 +9,15 @@ from typing import Any
 from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, ImageFiles
 from longtail.data.counts import imbalance_factor
+from longtail.deployment.priors import find_prior
+from longtail.deployment.under_prior import evaluate_under_prior, print_figures, print_under_prior
 from longtail.errors import UserError
+from longtail.files import as_json, check_output, write_output
 from longtail.methods import get_method
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
 from longtail.reporting import fold_summary, summary, write_report
-from longtail.training.calibration import with_validation
+from longtail.training.calibration import read_temperature, with_validation
 from longtail.training.checkpoint import CheckpointFolder
 from longtail.training.defaults import choose_pretrained, chosen_framing, describe, pick_device, resolve
 from longtail.training.evaluation import evaluate_classifier, save_predictions, write_evaluation
@@ -241,6 +244,9 @@ def evaluate(
     root: str | Path | None = None,
     on_bad_image: str = "error",
     unknown_labels: str = "error",
+    prior: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     quiet: bool = False,
 ) -> Result:
@@ -254,22 +260,28 @@ def evaluate(
         root: folder that paths in ``data`` are relative to.
         on_bad_image: ``"error"`` or ``"skip"``, for files of ``data`` that cannot be read.
         unknown_labels: ``"error"`` or ``"skip"``, for images of ``data`` of classes that the model does not know.
+        prior: figures where classes come at other rates: uniform, train, or a table with the columns class,prior. The
+            predictions are shifted for it (see ``Classifier.predict``); the run's own files stay as they are.
+        out: also write the figures to this .json file.
+        overwrite: replace the file at out.
         device: where to compute.
         quiet: print nothing.
 
     Raises:
-        UserError: no run, an unreadable model, other classes.
+        UserError: no run, an unreadable model, other classes, a prior that is none, or out is taken.
     """
     path, say = Path(run), ProgressReporter(quiet)
+    target = None if out is None else check_output(Path(out), (".json",), overwrite)
     if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error"):
         raise UserError(
             "--root, --on_bad_image and --unknown_labels are for other data; name it: longtail evaluate RUN DATA."
         )
     config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
     if config.folds is not None and config.source.fold is None:
-        if data is not None:
+        if data is not None or prior is not None:
             raise UserError(
-                f"{path} holds the folds of a run; evaluate one of them on other data, such as {path}/fold-0."
+                f"{path} holds the folds of a run; evaluate one of them on other data or at another prior, such as "
+                f"{path}/fold-0."
             )
         for folder in fold_folders(path, config):
             evaluate(folder, device=device, quiet=True)
@@ -277,8 +289,11 @@ def evaluate(
         write_evaluation(path, pooled)
         write_report(path)
         say.say(fold_summary(pooled.figures))
+        if target is not None:
+            write_output(target, as_json(pooled.figures))
         return Result(path, pooled.figures)
     classifier = Classifier.load(path)
+    expected = None if prior is None else find_prior(prior, classifier)
     state = CheckpointFolder(path / "resume").load_meta()
     if state is not None:
         check_config(path, state)
@@ -289,12 +304,21 @@ def evaluate(
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
     evaluated = with_validation(path, evaluated, classifier.logit_prior)
-    if data is None:
+    if expected is not None:
+        as_it_is, temperature = evaluated.figures, read_temperature(path)
+        evaluated = evaluate_under_prior(evaluated, classifier, expected, str(prior), temperature, config.group_edges)
+        print_under_prior(say, as_it_is, evaluated.figures)
+    elif data is None:
         write_evaluation(path, evaluated)
         if config.folds is not None:
             save_predictions(path, evaluated)
         write_report(path)
-    say.say(summary(evaluated.figures))
+    if expected is None:
+        say.say(summary(evaluated.figures))
+        print_figures(say, evaluated.figures)
+    if target is not None:
+        write_output(target, as_json(evaluated.figures))
+        say.say(f"{target}")
     return Result(path, evaluated.figures)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,35 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """Return ``value`` as indented JSON; NaN and infinities are refused: they are not JSON."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def check_output(path: Path, endings: Sequence[str], overwrite: bool) -> Path:
+    """Return ``path``, a file that ``--out`` names, if it may be written.
+
+    Raises:
+        UserError: another ending, a folder, or a file that is not to be overwritten.
+    """
+    if path.suffix not in endings:
+        raise UserError(f"--out {path} must end in {' or '.join(endings)}.")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file.")
+    if path.exists() and not overwrite:
+        raise UserError(f"--out {path} exists; add --overwrite or choose another file.")
+    return path
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that ``--out`` names, whole or not at all; a full disk is a :class:`UserError`."""
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror}.") from None
 
 
 def read_json(path: Path) -> Any:

@@ -35,6 +35,8 @@ class Verb:
 
 VERBS = {
     "evaluate": Verb("api", "RUN [DATA]", "figures of a finished run, on its own test set or on other data"),
+    "compare": Verb("reporting.compare", "RUN RUN ...", "finished runs in one table, with paired differences"),
+    "export": Verb("deployment.export", "RUN", "a run's model as ONNX, torch.export or safetensors, with a model card"),
 }
 
 

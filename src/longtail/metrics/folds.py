@@ -39,7 +39,7 @@ def fold_figures(evaluations: Sequence[dict[str, Any]], folds: int, repeats: int
     """
     if folds < 2 or repeats < 1 or len(evaluations) != folds * repeats:
         raise ValueError(f"{repeats} x {folds} folds need as many evaluations, got {len(evaluations)}.")
-    figures = {name: _scatter([_figure(e, name) for e in evaluations], folds) for name in FOLD_FIGURES}
+    figures = {name: _scatter([figure_value(e, name) for e in evaluations], folds) for name in FOLD_FIGURES}
     figures["worst_class"]["test_images"] = [e["worst_class"].get("test_images") for e in evaluations]
     return {
         "folds": folds,
@@ -50,14 +50,18 @@ def fold_figures(evaluations: Sequence[dict[str, Any]], folds: int, repeats: int
     }
 
 
-def _figure(evaluation: dict[str, Any], name: str) -> float | None:
+def figure_value(evaluation: dict[str, Any], name: str) -> float | None:
+    """Return a figure of an evaluation: of a group or the worst class its accuracy; None where it is not defined.
+
+    Raises ValueError if the evaluation lacks it.
+    """
     try:
         if name in GROUPS:
             value = evaluation["groups"][name]["accuracy"]
         else:
             value = evaluation["worst_class"]["accuracy"] if name == "worst_class" else evaluation[name]
     except KeyError as missing:
-        raise ValueError(f"an evaluation of a fold lacks {missing}.") from None
+        raise ValueError(f"an evaluation lacks {missing}.") from None
     return None if value is None else float(value)
 
 

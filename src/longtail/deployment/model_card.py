@@ -1,0 +1,289 @@
+"""A model card in Markdown, as model hubs read it, from what the run itself recorded: nothing is made up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import longtail
+from longtail.errors import counted
+from longtail.metrics import GROUPS
+from longtail.models import Classifier
+from longtail.reporting.charts import FEW_IMAGES
+from longtail.reporting.headline import group_sizes
+from longtail.reporting.markdown import escape, table
+from longtail.reporting.report import METHODS
+from longtail.reporting.reproduce import reproduce_command
+from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
+from longtail.training.calibration import read_calibration
+from longtail.training.run_folder import read_config, read_environment
+
+CARD_FILE = "README.md"
+_WORST = 5
+_MOST_CLASSES = 200
+"""Above this number of classes the card lists the largest and smallest only."""
+_ENDS = 10
+
+
+@dataclass(frozen=True)
+class _Records:
+    """What lies in a run folder; None where a file is not there."""
+
+    config: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
+    classes: list[ClassRow]
+    data: DataRecord | None
+    environment: dict[str, dict[str, Any]]
+    calibration: dict[str, Any] | None
+
+
+def model_card(run: Path, classifier: Classifier, usage: str = "") -> str:
+    """Return the model card of ``classifier`` from the records in ``run``, as many of them as are there.
+
+    Args:
+        run: a run folder, or one that holds the model alone.
+        classifier: its model.
+        usage: Python that uses what the card lies beside; "" leaves that section out.
+
+    Raises:
+        UserError: a record is cut off or of another form.
+    """
+    records = _read(run)
+    title = f"{_data_name(records)}: {_method(records)}"
+    how = f"```python\n{usage}\n```" if usage else ""
+    sections = [
+        ("Intended use", _intended_use(classifier)),
+        ("How to use", how),
+        ("Data", _data(classifier, records)),
+        ("Figures", _figures(records)),
+        ("What it is bad at", _weaknesses(records)),
+        ("Calibration", _calibration(records)),
+        ("Class prior", _prior(classifier)),
+        ("Training", _training(classifier, records)),
+        ("Classes", _classes(classifier, records)),
+    ]
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections if text)
+    return f"---\n{_head(records, title)}---\n\n# {escape(title)}\n\n{body}\n"
+
+
+def _read(run: Path) -> _Records:
+    evaluation = read_evaluation(run / "evaluation.json") if (run / "evaluation.json").exists() else None
+    table_file = run / "per_class.csv"
+    return _Records(
+        config=read_config(run) if (run / "config.yaml").exists() else None,
+        evaluation=evaluation,
+        classes=read_classes(table_file, evaluation["classes"]) if evaluation and table_file.exists() else [],
+        data=read_data(run / "data.json"),
+        environment=read_environment(run / "environment.json"),
+        calibration=read_calibration(run),
+    )
+
+
+def _data_name(records: _Records) -> str:
+    data = str((records.config or {}).get("data") or "")
+    return Path(data).name or "images"
+
+
+def _method(records: _Records) -> str:
+    method = (records.config or {}).get("method")
+    return METHODS.get(str(method), str(method)) if method else "image classifier"
+
+
+def _head(records: _Records, title: str) -> str:
+    """Return the YAML that model hubs read."""
+    head: dict[str, Any] = {
+        "library_name": "longtail",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "long-tailed-recognition"],
+    }
+    evaluation = records.evaluation
+    if evaluation is not None:
+        kinds = {"top1": ("accuracy", "Top-1"), "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy")}
+        metrics = [{"type": kind, "name": name, "value": evaluation[k]} for k, (kind, name) in kinds.items()]
+        name = _data_name(records)
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": name, "type": name},
+            "metrics": metrics,
+        }
+        head |= {
+            "metrics": [kind for kind, _ in kinds.values()],
+            "model-index": [{"name": title, "results": [result]}],
+        }
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=False)
+
+
+def _intended_use(classifier: Classifier) -> str:
+    counts = classifier.class_counts
+    return (
+        f"Sorts an image into one of {classifier.num_classes} classes, which were learned from {int(counts.max())} "
+        f"down to {int(counts.min())} training images each. Every image gets one of these classes, also an image of "
+        "something else. The figures below hold for images like the test images; the run says nothing about others, "
+        "nor about licence and purpose: who publishes the model adds that."
+    )
+
+
+def _data(classifier: Classifier, records: _Records) -> str:
+    height, width = classifier.image_size
+    framing, channels = classifier.framing, len(classifier.mean)
+    lines = [
+        f"Images: {'gray' if channels == 1 else 'RGB'}, the shorter side resized to {framing.resize} pixels "
+        f"({framing.interpolation}), the centre of {height} x {width} cut out, then (pixel / 255 - mean) / std with "
+        f"mean {_numbers(classifier.mean)} and std {_numbers(classifier.std)}."
+    ]
+    record = records.data
+    if record is not None:
+        lines.append(
+            f"{counted(record.train_images, 'training image')}, {counted(record.test_images, 'test image')}; test set: "
+            f"{escape(record.test_split)}."
+        )
+        lines += [f"- {escape(note)}" for note in record.notes]
+        if record.skipped_count:
+            lines.append(f"- {counted(record.skipped_count, 'file')} could not be read and were left out.")
+    else:
+        lines.append(f"{int(classifier.class_counts.sum())} training images.")
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _figures(records: _Records) -> str:
+    evaluation = records.evaluation
+    if evaluation is None:
+        return "None: there is no evaluation.json beside the model."
+    bounds = evaluation["intervals"]
+    sizes = group_sizes(evaluation["group_edges"])
+    named = [("Top-1", evaluation["top1"], "top1", "all test images")]
+    named.append(("Balanced", evaluation["balanced_accuracy"], "balanced_accuracy", "every class weighs the same"))
+    for group in GROUPS:
+        count = counted(evaluation["groups"][group]["classes"], "class", "classes")
+        about = f"{count} with {sizes[group]} training images"
+        named.append((group.capitalize(), evaluation["groups"][group]["accuracy"], group, about))
+    rows = [[name, about, _percent(value), _interval(bounds.get(key))] for name, value, key, about in named]
+    chosen = evaluation.get("selected")
+    selection = "The last epoch was evaluated; the test images selected nothing."
+    if evaluation.get("selection") == "best" and isinstance(chosen, dict):
+        selection = (
+            f"Epoch {chosen['epoch']} of {chosen['of']} was evaluated: the best by {escape(str(chosen['figure']))} on "
+            f"{counted(chosen['images'], 'validation image')}; the test images selected nothing."
+        )
+    text = table(["figure", "of", "per cent", "95 % interval"], rows)
+    method = escape(str(bounds.get("method", "not recorded")))
+    return (
+        f"On {counted(evaluation['test_images'], 'test image')}. {selection}\n\n{text}\n\nIntervals: {method}. They "
+        "say what other test images of the same classes would change, not another training run."
+    )
+
+
+def _weaknesses(records: _Records) -> str:
+    tested = [row for row in records.classes if row.accuracy is not None]
+    if not tested:
+        return ""
+    worst = sorted(tested, key=lambda row: (row.accuracy or 0.0, row.high))[:_WORST]
+    rows = [
+        [
+            *(escape(row.name), str(row.train_images), f"{row.correct} of {row.test_images}"),
+            _interval((row.low, row.high)),
+            f"{escape(row.confused_with)} ({row.confused_count})" if row.confused_count else "-",
+        ]
+        for row in worst
+    ]
+    lines = [table(["worst class", "training images", "right", "95 % interval", "most often taken for"], rows), ""]
+    untested = [row.name for row in records.classes if row.test_images == 0]
+    thin = [row for row in tested if row.test_images < FEW_IMAGES]
+    if untested:
+        shown = ", ".join(map(escape, untested[:20])) + (", ..." if len(untested) > 20 else "")
+        lines.append(f"- No test image, so nothing is known of {counted(len(untested), 'class', 'classes')}: {shown}.")
+    if thin:
+        classes = counted(len(thin), "class", "classes")
+        lines.append(f"- Fewer than {FEW_IMAGES} test images, too few to tell: {classes}.")
+    return "\n".join(lines).rstrip()
+
+
+def _calibration(records: _Records) -> str:
+    lines = []
+    if records.evaluation is not None:
+        lines.append(
+            f"Mean gap between confidence and accuracy on the test images (expected calibration error, of the softmax "
+            f"as it is): {_percent(records.evaluation['ece'])} %."
+        )
+    fitted = records.calibration
+    if fitted is not None:
+        before, after = (100 * value for value in fitted["ece"])
+        lines.append(
+            f"A temperature of {fitted['temperature']:.4g} was fitted on "
+            f"{counted(fitted['images'], 'validation image')} (never on test images): the logits are divided by it. "
+            f"There it takes the gap from {before:.1f} to {after:.1f} %."
+        )
+        calibrated = (records.evaluation or {}).get("calibrated")
+        if isinstance(calibrated, dict) and "ece" in calibrated:
+            lines.append(f"On the test images the gap with it is {_percent(calibrated['ece'])} %.")
+    elif lines:
+        lines.append("No temperature was fitted.")
+    return " ".join(lines)
+
+
+def _prior(classifier: Classifier) -> str:
+    prior, counts = classifier.logit_prior.double(), classifier.class_counts.double()
+    if torch.allclose(prior, torch.full_like(prior, 1 / len(prior)), atol=1e-6):
+        what = "that all classes are equally frequent (uniform prior)"
+    elif torch.allclose(prior, counts / counts.sum(), atol=1e-6):
+        what = "that classes are as frequent as in the training images"
+    else:
+        what = "the class frequencies in its logit_prior"
+    return (
+        f"The softmax assumes {what}. Where classes come at other rates, add log(their rates) - log(logit\\_prior) to "
+        "the logits before the softmax."
+    )
+
+
+def _training(classifier: Classifier, records: _Records) -> str:
+    parts = [f"Encoder {escape(str(classifier.spec['encoder']))}, {classifier.spec['head']} classifier."]
+    config = records.config
+    if config is not None:
+        command = reproduce_command(config)
+        parts = [
+            f"{parts[0]} Method: {escape(_method(records))}, {config.get('epochs')} epochs, seed {config.get('seed')}."
+        ]
+        parts.append(f"```sh\n{command}\n```")
+    environment = records.environment
+    versions = ", ".join(f"{escape(str(name))} {escape(str(v))}" for name, v in environment["versions"].items())
+    hardware = ", ".join(f"{escape(str(name))} {escape(str(v))}" for name, v in environment["hardware"].items())
+    seconds = sum(value for value in environment["seconds"].values() if isinstance(value, int | float))
+    if versions:
+        parts.append(f"Versions: {versions}.")
+    if hardware:
+        parts.append(f"Hardware: {hardware}; {seconds / 60:.1f} minutes.")
+    parts.append(f"This card was written by longtail {longtail.__version__} from the run's own records.")
+    return "\n\n".join(parts)
+
+
+def _classes(classifier: Classifier, records: _Records) -> str:
+    counts = classifier.class_counts.tolist()
+    by_name = {row.name: row for row in records.classes}
+    order = sorted(range(len(counts)), key=lambda index: -counts[index])
+    note = ""
+    if len(order) > _MOST_CLASSES:
+        note = f"The {_ENDS} largest and the {_ENDS} smallest of {len(order)} classes.\n\n"
+        order = [*order[:_ENDS], *order[-_ENDS:]]
+    rows = []
+    for index in order:
+        name = classifier.class_names[index]
+        row = by_name.get(name)
+        right = f"{row.correct} of {row.test_images}" if row is not None and row.test_images else "-"
+        rows.append([escape(name), str(index), str(counts[index]), right])
+    return note + table(["class", "index", "training images", "test images right"], rows)
+
+
+def _numbers(values: torch.Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.tolist())
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _interval(bounds: Any) -> str:
+    return "-" if not bounds else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
