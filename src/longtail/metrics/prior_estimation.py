@@ -26,11 +26,13 @@ class PriorEstimate:
         prior: float64 ``[C]``, sums to 1.
         log_likelihoods: mean log-likelihood ratio an image (nats) before each update; it never falls.
         gap: the mean log-likelihood at ``prior`` is at most this far from its maximum.
+        settled: whether that is within the tolerance; if not, the number of updates was used up.
     """
 
     prior: Tensor
     log_likelihoods: list[float]
     gap: float
+    settled: bool
 
 
 def estimate_prior(
@@ -83,6 +85,6 @@ def estimate_prior(
         # The likelihood is concave and its gradient is `weights`: no prior is better by more than this.
         gap = max(0.0, float(weights.max()) - 1)
         if gap <= tolerance or len(history) > max_iterations:
-            return PriorEstimate(prior, history, gap)
+            return PriorEstimate(prior, history, gap, gap <= tolerance)
         prior = prior * weights
         prior /= math.fsum(prior.tolist())
