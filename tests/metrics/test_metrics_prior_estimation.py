@@ -45,7 +45,7 @@ def test_it_is_the_maximum_that_scipy_finds(base):
 
 def test_every_step_climbs_and_the_gap_is_a_bound():
     logits, _ = images_of([0.02, 0.08, 0.3, 0.6], 200, seed=2, distance=1.2)
-    base = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    base = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
     far = estimate_prior(logits, base, tolerance=1e-12, max_iterations=20_000)
     steps = torch.tensor(far.log_likelihoods)
     assert len(steps) > 10

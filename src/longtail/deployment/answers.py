@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from longtail.deployment.logit_stream import ScoredBatch
@@ -110,13 +109,3 @@ class Tally:
 
 def _mark(place: int) -> str:
     return "" if place == 0 else f"_{place + 1}"
-
-
-def equally_likely(prior: Tensor) -> bool:
-    """Return whether a prior is the same for every class, but for rounding."""
-    return bool((prior.max() - prior.min()) <= 1e-6 * prior.max())
-
-
-def same_prior(one: Tensor, other: Tensor) -> bool:
-    """Return whether two priors ``[C]`` with sum 1 are the same, but for rounding."""
-    return torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-9)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from longtail.data.streaming import default_workers
-from longtail.deployment.answers import AnswerForm, Tally, equally_likely, same_prior
+from longtail.deployment.answers import AnswerForm, Tally
 from longtail.deployment.image_inputs import find_images
 from longtail.deployment.logit_stream import ScoredBatch, score_images
+from longtail.deployment.predict_notes import probability_notes, shortlist_notes, summary
 from longtail.deployment.priors import find_prior, write_prior
 from longtail.deployment.result_table import SET_MARK, ResultTable, check_output, choose_format
 from longtail.errors import UserError, counted, unknown_name
@@ -101,19 +102,21 @@ def predict(
         raise UserError(f"--top_k {top_k} is more than the model's {classifier.num_classes} classes.")
     new = None if prior in ("none", "estimate") else find_prior(prior, classifier)
     form = AnswerForm(classifier.class_names, top_k, _shift(classifier, new), reject_below)
-    notes = _notes(path, classifier, prior)
+    temperature = read_temperature(path)
+    notes = probability_notes(classifier, temperature, prior)
     if coverage is not None:
         _check_names(classifier, kind)
         form = replace(form, shortlist=_shortlist(path, classifier, conformal or "marginal", coverage, form.shift, new))
-        notes += _shortlist_notes(form.shortlist, coverage, prior)
+        notes += shortlist_notes(form.shortlist, coverage, prior)
     sources = find_images(_listed(images), int(classifier.spec["in_channels"]), classifier.image_size)
+    where = pick_device(device)
     for note in notes:
         say.say(note)
-    where = pick_device(device)
+    workers = default_workers(where) if workers is None else workers
     scored = score_images(
         classifier.to(where), sources, batch_size, default_workers(where) if workers is None else workers
     )
-    batches: Iterable[ScoredBatch] = _with_progress(scored, read_temperature(path) or 1.0, sum(map(len, sources)), say)
+    batches: Iterable[ScoredBatch] = _with_progress(scored, temperature or 1.0, sum(map(len, sources)), say)
     if prior == "estimate":
         batches = list(batches)
         new = _estimated(batches, classifier, say)
@@ -128,7 +131,7 @@ def predict(
             raise UserError(f"none of {counted(tally.images, 'image')} can be read, first {tally.first_bad}.")
         if kept is not None and new is not None:
             write_prior(kept, classifier.class_names, new)
-    say.say(_summary(tally, form, file))
+    say.say(summary(tally, form, file))
     by_name = None if new is None else dict(zip(classifier.class_names, new.tolist(), strict=True))
     return Predictions(tally.images, tally.unreadable, by_name, file)
 
@@ -210,35 +213,6 @@ def _shortlist(
     return calibrate_shortlist(held_out, kind, coverage, counts, classifier.prior_shift("train"), shift, prior)
 
 
-def _notes(folder: Path, classifier: Classifier, prior: str) -> list[str]:
-    """Return what the probabilities are, in sentences."""
-    temperature = read_temperature(folder)
-    if temperature is None:
-        calibrated = "probabilities are not calibrated (the run was trained without --val_fraction)"
-    else:
-        calibrated = f"probabilities are calibrated on validation images (temperature {temperature:.3g})"
-    if prior == "none":
-        own, counts = classifier.logit_prior.double().cpu(), classifier.class_counts.double().cpu()
-        alike = "all equally frequent" if equally_likely(own) else "as frequent as the model's own prior says"
-        classes = "as frequent as in the training data" if same_prior(own, counts / counts.sum()) else alike
-    else:
-        classes = {
-            "uniform": "all equally frequent",
-            "train": "as frequent as in the training data",
-            "estimate": "as frequent as is estimated from the images",
-        }.get(prior, f"as frequent as {prior} says")
-    return [f"{calibrated}, and hold where classes are {classes}."]
-
-
-def _shortlist_notes(shortlist: Shortlist | None, coverage: float, prior: str) -> list[str]:
-    if shortlist is None:
-        return []
-    of = {"marginal": "all images", "class": "the images of each class", "prevalence": "all images"}[shortlist.kind]
-    frequent = "in the validation images" if prior == "none" else f"--prior {prior} says"
-    where = "" if shortlist.kind == "class" else f", if classes are as frequent as {frequent}"
-    return [f"shortlists hold the right class of {100 * coverage:g} % of {of}{where}.", *shortlist.notes]
-
-
 def _with_progress(
     batches: Iterable[ScoredBatch], temperature: float, total: int, say: ProgressReporter
 ) -> Iterator[ScoredBatch]:
@@ -262,15 +236,3 @@ def _estimated(batches: Sequence[ScoredBatch], classifier: Classifier, say: Prog
     if not found.settled:
         say.say("the estimate had not settled when it was stopped; more images, or calibrated probabilities, help.")
     return found.prior
-
-
-def _summary(tally: Tally, form: AnswerForm, file: Path | None) -> str:
-    read = tally.images - tally.unreadable
-    parts = [f"{counted(read, 'image')} predicted"]
-    if form.reject_below is not None:
-        parts.append(f"{tally.unsure} of them not sure")
-    if form.shortlist is not None:
-        parts.append(f"{tally.listed / read:.2f} classes a shortlist")
-    if tally.unreadable:
-        parts.append(f"{tally.unreadable} cannot be read, first {tally.first_bad}: see the column error")
-    return "; ".join(parts) + (f"; {file}" if file is not None else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -181,13 +182,11 @@ class _JsonWriter(_Writer):
 
 class _ParquetWriter(_Writer):
     def start(self) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
+        pyarrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
         types = {"text": pyarrow.string(), "number": pyarrow.float64(), "texts": pyarrow.list_(pyarrow.string())}
         self._schema = pyarrow.schema([(name, types[kind]) for name, kind in self.columns.items()])
         self._table = pyarrow.Table
-        self._parquet = pyarrow.parquet.ParquetWriter(self.file, self._schema)
+        self._parquet: Any = parquet.ParquetWriter(self.file, self._schema)
         self._waiting: list[Row] = []
 
     def write(self, rows: Sequence[Row]) -> None:
