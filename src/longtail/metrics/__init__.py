@@ -30,7 +30,9 @@ from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_i
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
 from longtail.metrics.prior_estimation import PriorEstimate, estimate_prior
+from longtail.metrics.post_hoc import adjusted_logits, choose_strength
 from longtail.metrics.summary import evaluate_predictions, per_class_table
+from longtail.metrics.temperature import fit_temperature, negative_log_likelihood, prior_weights
 
 __all__ = [
     "CONFORMAL_KINDS",
@@ -39,8 +41,10 @@ __all__ = [
     "HARMONIC_FLOOR",
     "MeanInterval",
     "PriorEstimate",
+    "adjusted_logits",
     "balanced_accuracy",
     "bootstrap_intervals",
+    "choose_strength",
     "class_calibration_error",
     "class_hits",
     "class_recall",
@@ -50,6 +54,7 @@ __all__ = [
     "estimate_prior",
     "evaluate_predictions",
     "expected_calibration_error",
+    "fit_temperature",
     "group_accuracy",
     "group_index",
     "harmonic_mean",
@@ -58,8 +63,10 @@ __all__ = [
     "mean_interval",
     "mutual_information_bits",
     "needed_images",
+    "negative_log_likelihood",
     "per_class_table",
     "predict_with_confidence",
+    "prior_weights",
     "rare_together",
     "reliability",
     "set_figures",

@@ -54,6 +54,8 @@ class DataRecord:
     """
 
     test_split: str
+    validation_images: int
+    validation_split: str
     train_images: int
     test_images: int
     notes: list[str]
@@ -70,6 +72,8 @@ def read_data(path: Path) -> DataRecord | None:
         skipped = [(str(entry["file"]), str(entry["reason"])) for entry in record.get("skipped", [])]
         return DataRecord(
             test_split=str(record["test_split"]),
+            validation_images=int(record.get("validation_images", 0)),
+            validation_split=str(record.get("validation_split", "")),
             train_images=int(record["train_images"]),
             test_images=int(record["test_images"]),
             notes=[str(note) for note in record.get("notes", [])],

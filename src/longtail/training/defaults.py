@@ -67,6 +67,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     encoder = _sketch(backbone, data.train.channels, image_size)
     _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
     passes = min(max(round(_IMAGES_A_STAGE[photos] / size), 15), 90)
+    choose("select", "best" if config.val_fraction else "last")
     epochs = choose("epochs", 60 if tiny else passes if files else 200)
     choose("teacher.epochs", epochs)
     batch = choose("batch_size", 32 if tiny else 64 if files else 128)

@@ -47,6 +47,7 @@ def pool_folds(out: Path, config: TrainConfig) -> Evaluation:
         names,
         config.group_edges,
     )
+    pooled.figures["selection"] = config.select or "last"
     evaluations = [read_json(folder / "evaluation.json") for folder in folders]
     pooled.figures["folds"] = fold_figures(evaluations, len(first_deal), config.source.repeats)
     return pooled
