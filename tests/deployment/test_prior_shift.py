@@ -13,13 +13,13 @@ from longtail.data.digits import digits_lt
 
 def test_digits_with_the_tail_reversed(tmp_path, one_thread):
     run = longtail.train(
-        "digits-lt", method="cross_entropy", epochs=40, device="cpu", out=str(tmp_path / "run"), quiet=True
+        "digits-lt", method="cross_entropy", imbalance=10, epochs=20, device="cpu", out=str(tmp_path / "run"), quiet=True
     ).folder
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    trained = {image.tobytes() for image in digits_lt(100).train.images.numpy()}
+    trained = {image.tobytes() for image in digits_lt(10).train.images.numpy()}
     chosen, labels = [], []
-    for label, count in enumerate([2, 3, 5, 8, 14, 23, 38, 64, 106, 170]):
+    for label, count in enumerate([16, 20, 26, 34, 44, 57, 74, 95, 123, 160]):
         places = [i for i in np.flatnonzero(digits.target == label) if pixels[i].tobytes() not in trained]
         chosen += places[:count]
         labels += [label] * len(places[:count])
@@ -32,11 +32,11 @@ def test_digits_with_the_tail_reversed(tmp_path, one_thread):
         answers = [int(row["label"]) for row in csv.DictReader(table.read_text().splitlines())]
         accuracy[prior] = np.mean(np.array(answers) == labels)
     found = torch.tensor([done.prior[str(k)] for k in range(10)], dtype=torch.float64)
-    trained_prior = digits_lt(100).train.class_counts.double()
+    trained_prior = digits_lt(10).train.class_counts.double()
     far = float((trained_prior / trained_prior.sum() - truth).abs().sum() / 2)
-    assert accuracy["none"] + 0.1 < accuracy["estimate"]
-    assert accuracy["uniform"] < accuracy["estimate"]
-    assert float((found - truth).abs().sum() / 2) < 0.25 < far / 2
+    assert accuracy["none"] + 0.01 < accuracy["estimate"]
+    assert accuracy["uniform"] <= accuracy["estimate"]
+    assert float((found - truth).abs().sum() / 2) < 0.1 < 0.5 < far
     assert found.argmax() == 9
 
 

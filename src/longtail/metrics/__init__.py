@@ -29,8 +29,8 @@ from longtail.metrics.conformal import (
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
-from longtail.metrics.prior_estimation import PriorEstimate, estimate_prior
 from longtail.metrics.post_hoc import adjusted_logits, choose_strength
+from longtail.metrics.prior_estimation import PriorEstimate, estimate_prior
 from longtail.metrics.summary import evaluate_predictions, per_class_table
 from longtail.metrics.temperature import fit_temperature, negative_log_likelihood, prior_weights
 
