@@ -12,9 +12,8 @@ from longtail.data.digits import digits_lt
 
 
 def test_digits_with_the_tail_reversed(tmp_path, one_thread):
-    run = longtail.train(
-        "digits-lt", method="cross_entropy", imbalance=10, epochs=20, device="cpu", out=str(tmp_path / "run"), quiet=True
-    ).folder
+    options = {"method": "cross_entropy", "imbalance": 10, "epochs": 20, "device": "cpu", "quiet": True}
+    run = longtail.train("digits-lt", out=str(tmp_path / "run"), **options).folder
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     trained = {image.tobytes() for image in digits_lt(10).train.images.numpy()}
