@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from longtail.api import Result, evaluate, load, train
     from longtail.config import TrainConfig
     from longtail.deployment.export import export
+    from longtail.deployment.predict import Predictions, predict
     from longtail.errors import UserError
     from longtail.models import Classifier
     from longtail.reporting.compare import compare
@@ -29,6 +30,7 @@ _HOMES = {
     "Classifier": "models",
     "Diverged": "training.guard",
     "Interrupted": "training.guard",
+    "Predictions": "deployment.predict",
     "Result": "api",
     "TrainConfig": "config",
     "UserError": "errors",
@@ -36,6 +38,7 @@ _HOMES = {
     "evaluate": "api",
     "export": "deployment.export",
     "load": "api",
+    "predict": "deployment.predict",
     "train": "api",
 }
 
@@ -43,6 +46,7 @@ __all__ = [
     "Classifier",
     "Diverged",
     "Interrupted",
+    "Predictions",
     "Result",
     "TrainConfig",
     "UserError",
@@ -50,6 +54,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "predict",
     "train",
 ]
 

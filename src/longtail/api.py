@@ -32,6 +32,7 @@ from longtail.training.run_folder import (
     read_config,
     write_data_record,
 )
+from longtail.training.shortlists import with_shortlists
 from longtail.training.stages import check_config, run_stages
 from longtail.training.tracking import Tracking, check_tracking
 
@@ -304,6 +305,7 @@ def evaluate(
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
     evaluated = with_validation(path, evaluated, classifier.logit_prior)
+    evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
     if expected is not None:
         as_it_is, temperature = evaluated.figures, read_temperature(path)
         evaluated = evaluate_under_prior(evaluated, classifier, expected, str(prior), temperature, config.group_edges)

@@ -35,6 +35,7 @@ class Verb:
 
 VERBS = {
     "evaluate": Verb("api", "RUN [DATA]", "figures of a finished run, on its own test set or on other data"),
+    "predict": Verb("deployment.predict", "RUN IMAGES...", "a table of what a finished run says of new images"),
     "compare": Verb("reporting.compare", "RUN RUN ...", "finished runs in one table, with paired differences"),
     "export": Verb("deployment.export", "RUN", "a run's model as ONNX, torch.export or safetensors, with a model card"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from longtail.data.tables import read_table
 from longtail.errors import UserError, counted, unknown_name
+from longtail.files import write_bytes
 from longtail.models import Classifier
 
 _COLUMNS = ("class", "prior")
@@ -78,6 +81,22 @@ def read_prior(file: str | Path, class_names: Sequence[str]) -> Tensor:
     if not bool(prior.sum() > 0):
         raise UserError(f"{path}: every class has prior 0; give at least one class a positive weight.")
     return prior / prior.sum()
+
+
+def write_prior(file: Path, class_names: Sequence[str], prior: Tensor) -> None:
+    """Write a table that :func:`read_prior` reads, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    rows.writerows(zip(class_names, prior.tolist(), strict=True))
+    try:
+        write_bytes(file, text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
 
 
 def _weight(text: str, where: str) -> float:

@@ -22,6 +22,7 @@ from longtail.training.loop import StageJob, StageRun
 from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, config_digest
+from longtail.training.shortlists import with_shortlists
 
 
 def check_config(folder: Path, meta: dict[str, Any]) -> None:
@@ -127,6 +128,7 @@ def run_stages(
                     progress.say(f"{stage.name}: {note}")
             evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers)
             evaluated = with_validation(target, evaluated, classifier.logit_prior)
+            evaluated = with_shortlists(target, evaluated, classifier.logit_prior)
             write_evaluation(target, evaluated)
             evaluation = evaluated.figures
             if config.folds is not None and stage is stages[-1]:
