@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longtail.config import TrainConfig
     from longtail.errors import UserError
     from longtail.models import Classifier
+    from longtail.reporting.inspection import inspect
     from longtail.training.guard import Diverged, Interrupted
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "TrainConfig": "config",
     "UserError": "errors",
     "evaluate": "api",
+    "inspect": "reporting.inspection",
     "load": "api",
     "train": "api",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "evaluate",
+    "inspect",
     "load",
     "train",
 ]
