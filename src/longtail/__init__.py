@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from longtail.errors import UserError
     from longtail.models import Classifier
     from longtail.reporting.compare import compare
+    from longtail.reporting.inspection import inspect
     from longtail.training.guard import Diverged, Interrupted
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOMES = {
     "compare": "reporting.compare",
     "evaluate": "api",
     "export": "deployment.export",
+    "inspect": "reporting.inspection",
     "load": "api",
     "predict": "deployment.predict",
     "train": "api",
@@ -53,6 +55,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "inspect",
     "load",
     "predict",
     "train",

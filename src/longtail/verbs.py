@@ -24,6 +24,7 @@ class Verb:
     Attributes:
         module: where the function is, below ``longtail``. Its keyword-only parameters are the options, the others are
             given in order without a name; a ``Sequence`` takes all that follow. Types: str, int, float, bool (a flag).
+            One that takes ``**options`` takes every option of ``train`` too.
         usage: the words that stand before the options.
         text: what it does, in a line.
     """
@@ -34,10 +35,11 @@ class Verb:
 
 
 VERBS = {
+    "inspect": Verb("reporting.inspection", "DATA", "look at images before training: classes, leaks, what is broken"),
     "evaluate": Verb("api", "RUN [DATA]", "figures of a finished run, on its own test set or on other data"),
     "predict": Verb("deployment.predict", "RUN IMAGES...", "a table of what a finished run says of new images"),
-    "compare": Verb("reporting.compare", "RUN RUN ...", "finished runs in one table, with paired differences"),
     "export": Verb("deployment.export", "RUN", "a run's model as ONNX, torch.export or safetensors, with a model card"),
+    "compare": Verb("reporting.compare", "RUN RUN ...", "finished runs in one table, with paired differences"),
 }
 
 
@@ -72,12 +74,7 @@ class Parameter:
 
 def parameters(name: str) -> list[Parameter]:
     """Return the parameters of the command ``name``, read from the source of its function."""
-    file = Path(__file__).parent.joinpath(*VERBS[name].module.split(".")).with_suffix(".py")
-    function = next(
-        node
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name == name
-    )
+    function = _definition(name)
     documented = (ast.get_docstring(function) or "").partition("Args:\n")[2].partition("\n\n")[0]
     texts = {
         key: " ".join(text.split()).replace("``", "")
@@ -101,6 +98,20 @@ def parameters(name: str) -> list[Parameter]:
     ]
 
 
+def _definition(name: str) -> ast.FunctionDef:
+    file = Path(__file__).parent.joinpath(*VERBS[name].module.split(".")).with_suffix(".py")
+    return next(
+        node
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+
+
+def takes_train_options(name: str) -> bool:
+    """Return whether the command ``name`` takes the options of ``train`` beside its own."""
+    return _definition(name).args.kwarg is not None
+
+
 def call(name: str, places: Sequence[str], flags: set[str], pairs: Mapping[str, str]) -> Any:
     """Call the function of the command ``name`` with what the command line gave, and return what it returns.
 
@@ -122,14 +133,22 @@ def call(name: str, places: Sequence[str], flags: set[str], pairs: Mapping[str, 
     if rest:
         raise UserError(f"one word too many: {rest[0]}; usage: {usage(name)}")
     types = {item.name: item.annotation for item in known}
-    given |= {key: _value(key, value, types[key]) for key, value in pairs.items()}
+    given |= {key: _value(key, value, types[key]) for key, value in pairs.items() if key in types}
+    if any(key not in types for key in pairs):
+        from longtail.options import parse_words
+
+        given |= parse_words([f"--{key}={value}" for key, value in pairs.items() if key not in types])
     return getattr(import_module(f"longtail.{VERBS[name].module}"), name)(**given)
 
 
 def check_option(name: str, option: str) -> None:
     """Raise unless the command ``name`` has ``option``."""
     known = [item.name for item in parameters(name) if item.option]
-    if option not in known:
+    if option not in known and takes_train_options(name):
+        from longtail.options import check_name
+
+        check_name(option, known)
+    elif option not in known:
         raise unknown_name("option", f"--{option}", [f"--{other}" for other in (*known, "help")])
 
 
@@ -151,6 +170,8 @@ def help_of(name: str) -> str:
         shown = "" if item.default in (None, "None", "False", "''") else f" (default {item.default.strip(chr(39))})"
         wrapped = textwrap.wrap(item.text.rstrip(".") + shown, 92)
         lines += [f"  {label:<22} {wrapped[0] if wrapped else ''}", *(" " * 25 + line for line in wrapped[1:])]
+    if takes_train_options(name):
+        lines.append(f"  {'--...':<22} every option of longtail train: see longtail train --help")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ What it finds is kept between runs (``check_cache.py``).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -73,6 +74,7 @@ def check_images(
     cache: Path | None,
     name: str = "",
     progress: Callable[[int, int], None] | None = None,
+    seen: Callable[[int, Image.Image], None] | None = None,
 ) -> ImageFacts:
     """Look at every file.
 
@@ -89,6 +91,8 @@ def check_images(
         cache: folder of the cache (see :func:`default_cache`); None = no cache.
         name: the data source. Each root and name has a cache file of its own, which holds the files listed last.
         progress: called now and then, and at the end, with (files looked at, N).
+        seen: called, from any of the threads, with the position of each good file and its pixels, upright RGB. Every
+            file is then decoded, at level ``"full"``, whatever the cache knows.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the threads have stopped and what they saw is cached.
@@ -99,7 +103,7 @@ def check_images(
     wanted = _WHOLE if level == "full" else _HEADER
     keys = _path_keys(paths)
     records, stale = load_records(cache, root, name, keys)
-    check = _Check(root, paths, records, wanted)
+    check = _Check(root, paths, records, wanted, seen)
     try:
         check.run(max(1, workers), progress, lambda: save_records(cache, root, name, keys, records))
     finally:
@@ -120,8 +124,15 @@ def _path_keys(paths: Paths) -> NDArray[np.int64]:
 class _Check:
     """Threads that fill ``records`` from the files, and a caller that waits for them."""
 
-    def __init__(self, root: Path, paths: Paths, records: Records, wanted: int) -> None:
-        self.root, self.paths, self.records, self.wanted = str(root), paths, records, wanted
+    def __init__(
+        self,
+        root: Path,
+        paths: Paths,
+        records: Records,
+        wanted: int,
+        seen: Callable[[int, Image.Image], None] | None,
+    ) -> None:
+        self.root, self.paths, self.records, self.wanted, self.seen = str(root), paths, records, wanted, seen
         self.errors: dict[int, str] = {}
         self.changed = False
         self._next = self._done = 0
@@ -171,7 +182,7 @@ class _Check:
         places = [os.path.join(self.root, self.paths[index]) for index in positions]
         stamps = np.array([_stamp(place) for place in places], dtype=np.int64)
         known = (stamps == np.stack([records.bytes[part], records.times[part]], 1)).all(1)
-        known &= records.levels[part] >= self.wanted
+        known &= (records.levels[part] >= self.wanted) & (self.seen is None)
         self._count(int(known.sum()))
         for offset in np.flatnonzero(~known).tolist():
             if self._stop.is_set():
@@ -195,7 +206,7 @@ class _Check:
                 # A TIFF reader reports the size as displayed, the others as stored.
                 if image.format != "TIFF" and orientation(image) >= 5:
                     width, height = height, width
-                digest = self._decode(image) if self.wanted == _WHOLE else 0
+                digest = self._decode(index, image) if self.wanted == _WHOLE else 0
         except BadImage as error:
             self.errors[index] = error.reason
             return
@@ -204,11 +215,12 @@ class _Check:
         records.modes[index], records.frames[index], records.digests[index] = mode, frames, digest
         records.levels[index] = self.wanted  # last: a copy taken meanwhile has the rest of a record that has a level
 
-    def _decode(self, image: Image.Image) -> int:
-        if image.width * image.height <= _LARGE:
-            return pixel_digest(upright_rgb(image))
-        with self._one_large:
-            return pixel_digest(upright_rgb(image))
+    def _decode(self, index: int, image: Image.Image) -> int:
+        with self._one_large if image.width * image.height > _LARGE else contextlib.nullcontext():
+            pixels = upright_rgb(image)
+            if self.seen is not None:
+                self.seen(index, pixels)
+            return pixel_digest(pixels)
 
 
 def _stamp(place: str) -> tuple[int, int]:

@@ -133,10 +133,24 @@ def load_test_set(
     return label_known(listing, class_names, source, checks or FileChecks())
 
 
-def _listing(data: str, root: str | None, source: DataOptions, training: bool = True) -> Listing | None:
+def list_files(data: str, root: str | None, source: DataOptions) -> Listing | None:
+    """Return what a source of image files lists, whether one can train on it or not; None for arrays.
+
+    Files that are listed may be missing.
+
+    Raises:
+        UserError: there is nothing of that name, or it cannot be read.
+    """
+    return None if data in _SOURCES else _listing(data, root, source, training=False, exist=False)
+
+
+def _listing(
+    data: str, root: str | None, source: DataOptions, training: bool = True, exist: bool = True
+) -> Listing | None:
     """Return what a source of image files lists; None for arrays.
 
-    ``training`` says whether something is to be trained on it, so that it must hold training images.
+    ``training`` says whether something is to be trained on it, so that it must hold training images; ``exist`` whether
+    every file must be there.
 
     Raises:
         UserError: there is nothing of that name.
@@ -174,7 +188,8 @@ def _listing(data: str, root: str | None, source: DataOptions, training: bool = 
         return None
     else:
         raise UserError(f"{data} is not of a kind that is read; {accepted}")
-    check_exists(listing)
+    if exist:
+        check_exists(listing)
     return listing
 
 

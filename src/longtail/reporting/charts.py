@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, geometric_mean
-from typing import Any
+from typing import Any, Protocol
 
 from markupsafe import Markup
 
@@ -21,7 +21,26 @@ MOST_WHISKERS = 40
 FEWEST_FOR_TREND = 24
 
 
-def class_count_chart(rows: Sequence[ClassRow]) -> Markup:
+class CountedClass(Protocol):
+    """What a chart of class sizes needs of a class."""
+
+    @property
+    def name(self) -> str:
+        """As written by the user."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """``many``, ``medium`` or ``few``."""
+        ...
+
+    @property
+    def train_images(self) -> int:
+        """Number of training images."""
+        ...
+
+
+def class_count_chart(rows: Sequence[CountedClass]) -> Markup:
     """Training images of each class, largest first; logarithmic above a ratio of 100."""
     ordered = sorted(rows, key=lambda row: -row.train_images)
     most, least = ordered[0].train_images, max(1, ordered[-1].train_images)

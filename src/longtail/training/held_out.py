@@ -1,0 +1,90 @@
+"""What a finished run said of images that it had not seen: its test images or, over folds, all images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longtail.data import ImageFiles, ImageSet, LabelledImages
+from longtail.data.survey import array_digest
+from longtail.errors import UserError
+from longtail.models import Classifier
+from longtail.options import make_config, parse_values
+from longtail.training.defaults import pick_device
+from longtail.training.evaluation import collect_logits, load_predictions
+from longtail.training.folds import fold_folders
+from longtail.training.progress import ProgressReporter
+from longtail.training.run_data import frame_for_run, read_splits
+from longtail.training.run_folder import read_config
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions for N images by models that had not seen them.
+
+    Attributes:
+        keys: by which an image is known again: where its file lies, or a hash of its pixels (:func:`image_keys`).
+        logits: float32 ``[N, C]``.
+        labels: int64 ``[N]``, as the run had them.
+        class_names: of the run.
+        folds: over how many folds; None if these are the run's test images alone.
+    """
+
+    keys: list[str]
+    logits: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    folds: int | None
+
+
+def image_keys(images: LabelledImages) -> list[str]:
+    """Return for each image the place of its file, or for arrays a hash of its pixels and its label."""
+    if isinstance(images, ImageFiles):
+        return [str(Path(images.path(index)).absolute()) for index in range(len(images))]
+    assert isinstance(images, ImageSet)
+    return [
+        f"{array_digest(pixels)} {label}" for pixels, label in zip(images.images, images.labels.tolist(), strict=True)
+    ]
+
+
+def held_out(run: Path, say: ProgressReporter) -> HeldOut:
+    """Return what the finished run in ``run`` says of its held-out images; over folds, of the first deal.
+
+    Raises:
+        UserError: no finished run, or its data is not there any more.
+    """
+    config = make_config(parse_values(read_config(run), f"{run / 'config.yaml'}"))
+    over_folds = config.folds is not None and config.source.fold is None
+    folders = fold_folders(run, config)[: config.folds] if over_folds else [run]
+    parts = [_of_run(folder, say) for folder in folders]
+    return HeldOut(
+        keys=[key for keys, _, _ in parts for key in keys],
+        logits=torch.cat([logits for _, logits, _ in parts]),
+        labels=torch.cat([images.labels for _, _, images in parts]),
+        class_names=parts[0][2].class_names,
+        folds=config.folds if over_folds else None,
+    )
+
+
+def _of_run(folder: Path, say: ProgressReporter) -> tuple[list[str], Tensor, LabelledImages]:
+    """Return keys, logits and labelled images of one run's test set."""
+    if not (folder / "evaluation.json").exists():
+        raise UserError(f"{folder} is not a finished run; name one by --run, or finish it with --resume.")
+    config = make_config(parse_values(read_config(folder), f"{folder / 'config.yaml'}"))
+    splits = read_splits(config, say)
+    test, keys = splits.test, image_keys(splits.test)
+    changed = UserError(f"the test set of {config.data} is not what the run in {folder} was tested on; restore it.")
+    if (folder / "predictions.json").exists():
+        logits, labels = load_predictions(folder)
+        if not torch.equal(labels, test.labels):
+            raise changed
+        return keys, logits, test
+    classifier = Classifier.load(folder)
+    if classifier.class_names != test.class_names:
+        raise changed
+    empty = splits.train.subset(torch.empty(0, dtype=torch.int64))
+    framed = frame_for_run(config, replace(splits, train=empty, mean=(0.0,), std=(1.0,)), say).test
+    return keys, collect_logits(classifier, framed, pick_device("auto"), config.loading.workers), test

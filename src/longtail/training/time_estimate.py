@@ -1,0 +1,167 @@
+"""How long a run would take here: a few real steps of each stage are timed, and the rest is multiplication."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from longtail.config import TrainConfig, replace_options, resolved
+from longtail.data import DataSplits, ImageFiles, ImageSet, LabelledImages
+from longtail.data.keyed import keyed_permutation
+from longtail.data.loading import ResidentLoader
+from longtail.data.streaming import default_workers, frame_files, needed_side
+from longtail.data.views import View, build_view
+from longtail.methods import Method, MethodContext, get_method
+from longtail.methods.gml import GML
+from longtail.models import Classifier
+from longtail.training.defaults import chosen_framing
+from longtail.training.loop import build_optimiser
+from longtail.training.stages import plan_stages
+
+_SMALLEST_BATCH = 4
+_MOST_STEPS = 20
+_FEWEST_STEPS = 3
+_DECODED = 24
+_FORWARD_SHARE = 1 / 3
+"""Of a training step's time, what a forward pass alone takes: the backward pass costs about twice as much."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What one stage would take.
+
+    Attributes:
+        name: of the stage.
+        epochs: as chosen.
+        steps: optimiser steps in all.
+        timed_steps: how many were timed.
+        timed_batch: images in a timed step; fewer than the run's where those would take too long.
+        seconds: expected for the whole stage.
+    """
+
+    name: str
+    epochs: int
+    steps: int
+    timed_steps: int
+    timed_batch: int
+    seconds: float
+
+
+def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -> list[StageTime]:
+    """Time a few steps of each stage, and return what the stages would take. Nothing is written or downloaded.
+
+    The steps are real but for the pixels, which are noise; files that are streamed are decoded for a moment, too. A
+    step is taken to grow in proportion to its images, and the queue of GML to cost a forward pass a slot. Checkpoints,
+    evaluation, and the first decoding of files that stay in memory are left out: a few per cent.
+
+    Args:
+        config: resolved options.
+        data: as read, not framed.
+        budget: seconds that the timing may take in all, about.
+    """
+    device = torch.device(str(config.device))
+    config = replace_options(config, {"pretrained": "none", "teacher.pretrained": "none"})
+    stages = plan_stages(config)
+    mean, std = _statistics(config, data)
+    noise = _noise(config, data.train)
+    finished: dict[str, Classifier] = {}
+    times = []
+    # Building encoders draws from torch's generator; the caller's is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        for stage in stages:
+            previous = finished.get(stage.takes or "")
+            if previous is None and config.teacher.run is not None:
+                previous = Classifier.load(config.teacher.run)
+            method = get_method(stage.method).build(MethodContext(config, stage, noise, mean, std, previous))
+            method = method.to(device).to(memory_format=torch.channels_last)
+            method.train()
+            views = {name: build_view(recipe, mean, std) for name, recipe in method.views.items()}
+            images, batch = len(data.train), resolved(config.batch_size)
+            steps = stage.epochs * (images // batch)
+            decoding = _decoding_seconds(config, data.train, views)
+            seconds, timed_batch = _timed_steps(method, config, noise, views, device, budget / len(stages))
+            step = sum(seconds) / len(seconds) * batch / timed_batch
+            whole = steps * _beside(step, decoding * batch, device)
+            if isinstance(method, GML):
+                whole += resolved(config.queue.capacity) * _beside(_FORWARD_SHARE * step / batch, decoding, device)
+            times.append(StageTime(stage.name, stage.epochs, steps, len(seconds), timed_batch, whole))
+            finished[stage.name] = method.classifier()
+    return times
+
+
+def _beside(computing: float, decoding: float, device: torch.device) -> float:
+    """Return the seconds of computing and decoding together: on one processor they share the cores."""
+    if device.type == "cpu":
+        return computing + decoding / default_workers(None)
+    return max(computing, decoding / default_workers(device))
+
+
+def _timed_steps(
+    method: Method,
+    config: TrainConfig,
+    noise: ImageSet,
+    views: dict[str, View],
+    device: torch.device,
+    budget: float,
+) -> tuple[list[float], int]:
+    """Return the seconds of some steps, and how many images each had."""
+    small = min(_SMALLEST_BATCH, resolved(config.batch_size))
+    steps = _steps(method, config, ResidentLoader(noise, views, small, config.seed, device), device)
+    next(steps)  # the first step also allocates and plans
+    whole = next(steps) * resolved(config.batch_size) / small
+    share = min(1.0, budget / (whole * (_FEWEST_STEPS + 1)))
+    batch = max(small, int(share * resolved(config.batch_size)))
+    steps = _steps(method, config, ResidentLoader(noise, views, batch, config.seed, device), device)
+    next(steps)
+    began, seconds = time.monotonic(), [next(steps)]
+    while len(seconds) < _MOST_STEPS and time.monotonic() - began + seconds[-1] < 0.6 * budget:
+        seconds.append(next(steps))
+    return seconds, batch
+
+
+def _steps(method: Method, config: TrainConfig, loader: ResidentLoader, device: torch.device) -> Iterator[float]:
+    """Train, and yield how long each step took in seconds."""
+    optimiser = build_optimiser(method, config)
+    for number in range(_MOST_STEPS + 2):
+        began = time.monotonic()
+        batch = loader.load(*divmod(number, loader.steps_per_epoch))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+            method.update_memory(batch)
+            loss = torch.stack(list(method(batch, 0.0).values())).sum()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        loss.item()  # waits for the device
+        yield time.monotonic() - began
+
+
+def _noise(config: TrainConfig, train: LabelledImages) -> ImageSet:
+    """Return one image of noise in place of every training image: with its label, in the memory of one."""
+    files = isinstance(train, ImageFiles)
+    framing = chosen_framing(config) if files else train.framing
+    shape = (1, train.channels, *framing.size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = pixels.expand(len(train), *shape[1:])
+    return ImageSet(images, train.labels, train.class_names, framed=framing if files else None)
+
+
+def _statistics(config: TrainConfig, data: DataSplits) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = data.train.channels
+    mean = tuple(config.source.mean or data.mean or (0.5,) * channels)
+    return mean, tuple(config.source.std or data.std or (0.25,) * channels)
+
+
+def _decoding_seconds(config: TrainConfig, train: LabelledImages, views: dict[str, View]) -> float:
+    """Return how long one core takes to make the views of one file; 0 where pixels stay in memory."""
+    if not isinstance(train, ImageFiles) or config.loading.resident:
+        return 0.0
+    files = replace(train, framed=chosen_framing(config))
+    some = keyed_permutation(0, "time", size=len(files))[:_DECODED]
+    began = time.monotonic()
+    frames = frame_files(files, some, views, needed_side(files.framing, views))
+    for name, made in frames.items():
+        views[name].augment(made, some, 0, 0, name)
+    return (time.monotonic() - began) / len(some)
