@@ -21,7 +21,7 @@ optimiser.schedule optimiser.warmup optimiser.weight_decay out precision pretrai
 queue.projection_dim root seed source.check source.fold source.group_column source.group_pattern source.label_column
 source.labels source.mean source.path_column source.profile source.repeats source.split_column source.split_seed
 source.std source.test source.test_share source.unknown_labels teacher.backbone teacher.epochs teacher.kind
-teacher.momentum teacher.pretrained teacher.run views.classifier views.key views.query
+teacher.momentum teacher.pretrained teacher.run tracking.project tracking.to views.classifier views.key views.query
 """.split()
 
 WORDS = """

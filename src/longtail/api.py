@@ -29,6 +29,7 @@ from longtail.training.run_folder import (
     write_data_record,
 )
 from longtail.training.stages import check_config, run_stages
+from longtail.training.tracking import Tracking, check_tracking
 
 _CHOOSE_DATA = "data root method imbalance folds source.profile source.test source.test_share source.split_seed".split()
 
@@ -97,10 +98,12 @@ def train(
         raise UserError(f"{out} holds no run to resume; name the data to start one.")
     config = replace_options(config, {"out": str(out)})
     get_method(config.method)
+    check_tracking(config.tracking.to)
     check_free(out, resume, overwrite)  # told at once, not after a look at every image
     _check_beside(out, config)
     one = _train_one if config.folds is None or config.source.fold is not None else _train_folds
-    return one(config, given, resume, overwrite, say)
+    with say:
+        return one(config, given, resume, overwrite, say)
 
 
 def _train_one(
@@ -132,8 +135,10 @@ def _train_one(
         if not folder.holds_run:
             folder.write_config(config)
             write_data_record(folder.path, splits, notes, seen)
-        evaluation = run_stages(config, splits, folder, say)
-        write_report(folder.path)
+        with Tracking(config, folder.path, say) as tracking:
+            evaluation = run_stages(config, splits, folder, say, tracking.update)
+            write_report(folder.path)
+            tracking.finish(evaluation)
     finally:
         folder.close()
     say.say(summary(evaluation))
@@ -209,6 +214,7 @@ def _train_folds(
                 say.say(note)
         for number, path in enumerate(fold_folders(out, config)):
             say.say(f"fold {number % folds + 1} of {folds}: {path}")
+            say.fold = number, folds * config.source.repeats
             started = (path / "config.yaml").exists()
             changes = {"source.fold": number, "out": str(path)}
             one = _saved_config(path, moved) if started else replace_options(config, changes)

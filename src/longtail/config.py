@@ -21,6 +21,7 @@ from longtail.option_groups import (
     OptimiserOptions,
     QueueOptions,
     TeacherOptions,
+    TrackingOptions,
     ViewOptions,
 )
 
@@ -51,7 +52,7 @@ class TrainConfig:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing); 0 = at the end.
-        source, loading, views, loss, queue, teacher, optimiser, checkpoint: groups of options.
+        source, loading, views, loss, queue, teacher, optimiser, checkpoint, tracking: groups of options.
     """
 
     data: str = ""
@@ -79,6 +80,7 @@ class TrainConfig:
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def __post_init__(self) -> None:
         check(self)

@@ -188,3 +188,16 @@ class CheckpointOptions:
 
     every_seconds: float = 30.0
     bad_steps: int = 10
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """Where every epoch's figures go beside the run's folder (``pip install 'longtail[tracking]'``).
+
+    Attributes:
+        to: ``tensorboard`` (its files lie in the run's folder) or ``wandb`` (Weights & Biases).
+        project: name of the project at Weights & Biases.
+    """
+
+    to: Literal["none", "tensorboard", "wandb"] = "none"
+    project: str = "longtail"

@@ -111,9 +111,11 @@ class Method(nn.Module):
         views: view name to augmentation recipe; every batch holds these views.
         sampler: how an epoch draws samples; ``instance`` = each image once.
         encoder, head: what is deployed, and what a moving average of the weights covers.
+        passes: what a step costs, for the time left: forward and backward of one view through the encoder = 1.
     """
 
     views: dict[str, str]
+    passes: float = 1.0
     sampler: str = "instance"
     encoder: nn.Module
     head: nn.Module

@@ -31,6 +31,9 @@ from longtail.models import Classifier, CosineHead, ProjectionHead
 class GML(Method):
     """Cosine classifier and contrast against a teacher's class-wise queue, trained side by side."""
 
+    # Two views forward and backward; of the teacher two forward only, about a third each.
+    passes = 8 / 3
+
     def __init__(self, context: MethodContext) -> None:
         super().__init__()
         config, counts = context.config, context.train.class_counts

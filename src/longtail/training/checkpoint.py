@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,18 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class MetricsLog:
-    """``metrics.jsonl``: a line an epoch; on resume cut back to what the checkpoint had seen."""
+    """``metrics.jsonl``: a line an epoch; on resume cut back to what the checkpoint had seen.
 
-    def __init__(self, path: Path, length: int = 0) -> None:
-        self.path = path
+    ``follow`` is called when it was cut and after each line.
+    """
+
+    def __init__(self, path: Path, length: int = 0, follow: Callable[[], None] | None = None) -> None:
+        self.path, self._follow = path, follow
         path.touch()
         with open(path, "r+b") as file:
             file.truncate(min(length, path.stat().st_size))
+        if follow is not None:
+            follow()
 
     @property
     def length(self) -> int:
@@ -140,3 +146,5 @@ class MetricsLog:
             file.write((json.dumps(record, allow_nan=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
+        if self._follow is not None:
+            self._follow()

@@ -55,6 +55,10 @@ class EpochSums:
             value = value.detach().to(widest_float(value.device))
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
+    def so_far(self) -> tuple[int, dict[str, float]]:
+        """Return the steps taken and the means over them."""
+        return self.steps, self.means()
+
     def means(self) -> dict[str, float]:
         """Return the means over the steps taken; figures that are not defined are left out."""
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
@@ -139,7 +143,7 @@ class StageRun:
             Diverged: too many non-finite steps in a row; the last good state is written.
         """
         per_epoch = self.loader.steps_per_epoch
-        self.job.progress.start(self.stage.name, self.stage.epochs, self.step // per_epoch)
+        self.job.progress.start(self.job.number, per_epoch, self.step, self.loader.batch_size)
         first = self.step
         with self.job.progress, closing(self.loader):
             while self.step < self.total_steps:
@@ -148,6 +152,7 @@ class StageRun:
                     self.method.on_epoch(epoch / self.stage.epochs)
                 self._take_step(self.loader.load(epoch, step))
                 self.step += 1
+                self.job.progress.step(self.step, self.optimiser.param_groups[0]["lr"], self.epoch_sums.so_far)
                 if step + 1 == per_epoch:
                     self._end_epoch(epoch + 1)
                 if self.job.stop.received is not None:
@@ -220,11 +225,12 @@ class StageRun:
     def _end_epoch(self, epoch: int) -> None:
         figures = self.epoch_sums.means()
         if self.config.evaluate_every and epoch % self.config.evaluate_every == 0:
+            self.job.progress.note("evaluating")
             figures.update(self.job.look(self.deployable()))
         rate = self.optimiser.param_groups[0]["lr"]
         record = {"stage": self.stage.name, "epoch": epoch, "step": self.step, "lr": rate}
         self.job.log.write({**record, "steps_taken": self.epoch_sums.steps, **figures})
-        self.job.progress.epoch(epoch, figures)
+        self.job.progress.epoch(epoch, self.epoch_sums.steps, figures)
         self.epoch_sums = EpochSums()
         due = time.monotonic() - self._saved_at >= self.config.checkpoint.every_seconds
         if self.skipped_in_row == 0 and (due or self.step == self.total_steps):

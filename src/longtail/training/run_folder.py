@@ -25,14 +25,16 @@ from longtail.files import read_json, write_bytes, write_json
 
 _FILES = (
     "resume model.safetensors model.json metrics.jsonl evaluation.json per_class.csv report.html "
-    "predictions.safetensors predictions.json data.json environment.json teacher config.yaml .lock"
+    "predictions.safetensors predictions.json data.json environment.json teacher tensorboard wandb tracking.json "
+    "config.yaml .lock"
 ).split()
 """In the order of deletion: ``config.yaml`` last, so that a run half deleted still counts as one."""
 _MOST_SKIPPED = 1000
 _LEFTOVER = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))})\.\d+\.tmp$")
 _FOLD = re.compile(r"fold-\d+$")
 _MAY_CHANGE = ("out", "device", "loading.workers", "loading.prefetch")
-"""Options that a resumed run may be given anew: they change where it runs, not what it computes."""
+"""Options that a resumed run may be given anew: they change where it runs and who is told, not what it computes."""
+_MAY_CHANGE_GROUPS = ("checkpoint.", "tracking.")
 
 
 class RunFolder:
@@ -178,7 +180,7 @@ def read_environment(path: Path) -> dict[str, dict[str, Any]]:
 
 def may_change(option: str) -> bool:
     """Return whether a resumed run may be given ``option`` (dotted) anew."""
-    return option in _MAY_CHANGE or option.startswith("checkpoint.")
+    return option in _MAY_CHANGE or option.startswith(_MAY_CHANGE_GROUPS)
 
 
 def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) -> None:

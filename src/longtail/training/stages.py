@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from longtail.training.checkpoint import CheckpointFolder, MetricsLog
 from longtail.training.evaluation import evaluate_classifier, quick_look, save_predictions, write_evaluation
 from longtail.training.guard import StopRequest
 from longtail.training.loop import StageJob, StageRun
+from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, config_digest
 
@@ -35,8 +37,16 @@ def plan_stages(config: TrainConfig) -> list[Stage]:
     return get_method(config.method).stages(config, config.method)
 
 
-def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progress: ProgressReporter) -> dict[str, Any]:
+def run_stages(
+    config: TrainConfig,
+    data: DataSplits,
+    folder: RunFolder,
+    progress: ProgressReporter,
+    follow: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Train every stage that is not finished yet, write model and evaluation, and return the evaluation.
+
+    ``follow`` is called whenever ``metrics.jsonl`` has changed.
 
     Raises:
         Interrupted, Diverged: see :class:`longtail.training.loop.StageRun`; the state is written.
@@ -59,9 +69,11 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
             f"the data is not what the run in {folder.path} was started with; restore it, or start anew with "
             "--overwrite."
         )
-    log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0)
+    log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0, follow)
     finished: dict[str, Classifier] = {}
     evaluation: dict[str, Any] = {}
+    plan = [PlannedStage(stage.name, stage.epochs, get_method(stage.method).passes) for stage in stages]
+    progress.plan(str(folder.path), folder.path / "report.html", plan)
     with StopRequest() as stop:
         for number, stage in enumerate(stages):
             target = folder.path if stage is stages[-1] else folder.path / stage.name
@@ -83,6 +95,7 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
             )
             began = time.monotonic()
             # Everything random in a stage is seeded by it; the caller's generator (on the CPU) is left as it was.
+            progress.note(f"preparing {stage.name}")
             with torch.random.fork_rng(devices=[]):
                 run = StageRun(context, job, restored)
                 restored = None
@@ -93,6 +106,7 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
             finished[stage.name].save(target)
             # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
             finished[stage.name] = Classifier.load(target)
+            progress.note(f"evaluating {stage.name}")
             evaluated = evaluate_classifier(
                 finished[stage.name], data.test, device, config.group_edges, config.loading.workers
             )
