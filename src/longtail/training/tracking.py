@@ -92,6 +92,7 @@ class Tracking:
         if self._tracker is None:
             from accelerate.state import PartialState
 
+            self._progress.note(f"starting {self._to}")
             PartialState()  # accelerate's trackers ask it whether this process is the one that writes
             start = _start_tensorboard if self._to == "tensorboard" else _start_wandb
             self._tracker, self._state["sent"] = start(self._config, self._folder, self._state, self._progress)
@@ -160,15 +161,15 @@ def _start_wandb(
     import wandb
     from accelerate.tracking import WandBTracker
 
-    quiet = progress.console.quiet
     arguments: dict[str, Any] = {
         "id": state["id"],
         "name": folder.name,
         "dir": str(folder),
         "resume": "allow",
-        # Its copy of the terminal's text would hold every redrawing of the panel.
-        "settings": wandb.Settings(console="off", silent=quiet, init_timeout=30),
+        # Its copy of the terminal's text would hold every redrawing of the panel; what matters is said below.
+        "settings": wandb.Settings(console="off", silent=True, init_timeout=30),
     }
+    wandb.setup(wandb.Settings(silent=True))
     chosen = "WANDB_MODE" in os.environ
     reason = "" if chosen or wandb.login(prompt=False, verify=False) else "nobody is logged in (wandb login)"
     tracker = WandBTracker(config.tracking.project, **arguments, **({"mode": "offline"} if reason else {}))
@@ -177,6 +178,7 @@ def _start_wandb(
     except Exception as error:
         if chosen or reason:
             raise
+        wandb.teardown()  # the failed start still holds the run's name
         reason = f"its server cannot be reached ({type(error).__name__})"
         tracker = WandBTracker(config.tracking.project, **arguments, mode="offline")
         tracker.start()
@@ -187,4 +189,6 @@ def _start_wandb(
             f"wandb works offline{': ' + reason if reason else ''}; send the run later with: wandb sync "
             f"{Path(tracker.run.dir).parent}"
         )
+    else:
+        progress.say(f"wandb: {tracker.run.url}")
     return tracker, int(tracker.run.starting_step) - 1
