@@ -29,8 +29,9 @@ class Clock:
     """The reporter's clock, moved by the test."""
 
     def __init__(self, monkeypatch):
-        self.now = 100.0
+        self.now, self.busy = 100.0, 0.0
         monkeypatch.setattr("longtail.training.progress.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("longtail.training.progress.time.thread_time", lambda: self.busy)
 
 
 @pytest.fixture
@@ -224,8 +225,28 @@ def test_steps_draw_a_few_times_a_second_and_read_at_most_once(terminal, clock):
         reporter.step(1, 0.1, read)
     screen.look()
     drawn = screen.raw[before:].count("teacher")
-    assert 30 <= drawn <= 41
+    assert 38 <= drawn <= 41
     assert 8 <= len(reads) <= 11
+    reporter.stop()
+
+
+def test_where_drawing_is_slow_it_is_done_less_often(terminal, clock, monkeypatch):
+    screen = terminal()
+    reporter = begun()
+    draw = reporter._draw_stage
+
+    def slowly():
+        clock.busy += 0.02
+        draw()
+
+    monkeypatch.setattr(reporter, "_draw_stage", slowly)
+    screen.look()
+    before = len(screen.raw)
+    for _ in range(10_000):
+        clock.now += 0.001
+        reporter.step(1, 0.1, reading(1.0))
+    screen.look()
+    assert 5 <= screen.raw[before:].count("teacher") <= 6  # 0.02 s is 1 % of 2 s
     reporter.stop()
 
 

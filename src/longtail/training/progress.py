@@ -24,6 +24,8 @@ Read = Callable[[], tuple[int, Mapping[str, float]]]
 
 _READ_SECONDS = 1.0
 """Least time between two readings of figures within an epoch, for the panel."""
+_DRAWING_SHARE = 0.01
+"""Largest share of the time that goes into drawing: a panel costs milliseconds, as a step on small images does."""
 _BETWEEN_LINES = 5.0
 """Least time between two plain lines."""
 
@@ -144,11 +146,14 @@ class ProgressReporter:
             stage.read_at = now
         stage.view.learning_rate, stage.view.note = learning_rate, ""
         self._refresh(stage, done)
+        pause = _BETWEEN_LINES
         if self._region is not None:
+            began = time.thread_time()
             self._draw_stage()
+            pause = max(self._region.seconds if self._region else 0.0, (time.thread_time() - began) / _DRAWING_SHARE)
         elif done % stage.view.steps and now - stage.line_at >= 2 * plain_seconds(now - stage.pace.began):
             self._write_line(stage, now)
-        stage.next_look = now + (self._region.seconds if self._region is not None else _BETWEEN_LINES)
+        stage.next_look = now + pause
 
     def epoch(self, epoch: int, steps: int, figures: Mapping[str, float]) -> None:
         """Take in the figures of epoch number ``epoch`` (from 1), means over ``steps`` steps, at its end."""
