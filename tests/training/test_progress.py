@@ -250,6 +250,22 @@ def test_where_drawing_is_slow_it_is_done_less_often(terminal, clock, monkeypatc
     reporter.stop()
 
 
+def test_the_next_stage_leaves_what_stands_above_it(terminal, clock):
+    screen = terminal()
+    reporter = begun()
+    reporter.say("before")
+    clock.now += 1
+    reporter.step(20, 0.1, reading(2.0))
+    reporter.stop()
+    reporter.note("preparing student")
+    ended = "teacher  epoch 2/2  classifier 2  bits 0.5  640 images/s  took 0:01"
+    assert screen.look().splitlines() == ["before", ended, "preparing student"]
+    reporter.start(1, 10, 0, 32)
+    lines = screen.look().splitlines()
+    assert lines[:3] == ["before", ended, "runs/a   student, stage 2 of 2"]
+    reporter.stop()
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 24), (40, 8), (20, 4), (10, 3)])
 def test_redrawing_leaves_no_rests_at_any_size(terminal, clock, width, height):
     screen = terminal(width, height)

@@ -44,7 +44,7 @@ class TerminalRegion:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live: Live | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,14 +54,19 @@ class TerminalRegion:
 
     def draw(self, lines: list[Text]) -> None:
         """Show ``lines``, unless the shell has put the process into the background."""
-        if in_foreground(self._console):
+        if not in_foreground(self._console):
+            return
+        if self._live is None:  # a new one each time: the old one remembers lines that it would erase
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-            self._live.update(Group(*lines), refresh=True)
+        self._live.update(Group(*lines), refresh=True)
 
     def close(self) -> None:
         """Take the lines away and show the cursor again."""
         with contextlib.suppress(OSError, ValueError):  # the terminal, or sys.stdout, was closed
-            self._live.stop()
+            if self._live is not None:
+                self._live.stop()
+        self._live = None
 
 
 class NotebookRegion:

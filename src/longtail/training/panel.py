@@ -139,16 +139,12 @@ def _figure_rows(view: StageView, width: int, ascii_only: bool) -> list[Text]:
 def _looks(view: StageView) -> list[str]:
     phrases = []
     for kind, (epoch, figures) in view.looks.items():
-        shown = ", ".join(f"{_WORDS[key]} {100 * value:.1f} %" for key, value in _named(figures, kind) if key in _WORDS)
-        best = ""
+        named = [(_WORDS.get(name.removeprefix(f"{kind}_")), value) for name, value in figures.items()]
+        shown = [f"{word} {100 * value:.1f} %" for word, value in named if word is not None]
+        phrases += [f"{_LOOKS[kind]} (epoch {epoch}) {shown[0]}", *shown[1:]] if shown else []
         if kind == "val" and view.best is not None and view.best[1] != epoch:
-            best = f", best balanced {100 * view.best[0]:.1f} % at epoch {view.best[1]}"
-        phrases.append(f"{_LOOKS[kind]} (epoch {epoch}): {shown}{best}")
+            phrases.append(f"best balanced {100 * view.best[0]:.1f} % at epoch {view.best[1]}")
     return phrases
-
-
-def _named(figures: dict[str, float], kind: str) -> list[tuple[str, float]]:
-    return [(name.removeprefix(f"{kind}_"), value) for name, value in figures.items()]
 
 
 def split_looks(figures: dict[str, float]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

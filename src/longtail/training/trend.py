@@ -43,13 +43,16 @@ class Trend:
         self._steps, self._sum = 0, 0.0
 
     def word(self) -> str:
-        """Return ``falling``, ``rising`` or ``level``: the last quarter against the one before it; "" if too short."""
+        """Return ``falling``, ``rising`` or ``level``: the last quarter against the one before it.
+
+        Level is what moved by less than a twentieth of the range seen so far; "" where the course is too short.
+        """
         values = [mean for _, mean in self.points]
         quarter = len(values) // 4
-        if not quarter:
+        if quarter < 2:
             return ""
         change = sum(values[-quarter:]) / quarter - sum(values[-2 * quarter : -quarter]) / quarter
-        if abs(change) <= 0.02 * (max(values) - min(values)):
+        if abs(change) <= 0.05 * (max(values) - min(values)):
             return "level"
         return "falling" if change < 0 else "rising"
 
