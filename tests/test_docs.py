@@ -240,3 +240,4 @@ def test_the_site_is_built_without_a_warning_and_asks_nobody_for_anything(tmp_pa
         asked = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=.?(https?:[^\s\">]+)", html)
         assert asked == [], path
         assert "$$" not in html, path
+        assert ":class:<code>" not in html, path
