@@ -197,14 +197,22 @@ def test_the_page_shows_the_pictures_that_the_code_makes(circle):
 
 
 def test_the_figures_of_the_page_are_those_that_its_command_prints(circle):
-    def numbers(text):
-        return [float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text)]
+    def rows(text):
+        table = re.findall(r"^\| ([\d.]+) \| (-?[\d.]+) \| (-?[\d.]+) \|$", text, re.MULTILINE)
+        return [[float(number) for number in row] for row in table]
 
-    rows = [line for line in circle.figures().splitlines() if line.startswith(("| 0", "| 1", "| 3"))]
-    told = [line for line in PAGES["idea.md"].splitlines() if line.startswith(("| 0", "| 1", "| 3"))]
-    assert rows
-    for row, line in zip(rows, told, strict=False):
-        assert numbers(line) == pytest.approx(numbers(row), abs=0.011)
+    printed, page = circle.figures(), " ".join(PAGES["idea.md"].split())
+    assert len(rows(printed)) == len(rows(PAGES["idea.md"])) > 4
+    for row, told in zip(rows(printed), rows(PAGES["idea.md"]), strict=True):
+        assert told == pytest.approx(row, abs=0.011)
+    for pattern, sentence in (
+        (r"H\(Y\) = ([\d.]+)", "Of these classes it is {} bits"),
+        (r"I\(Z; Y\) = ([\d.]+)", "where the truth is known, it is {} bits"),
+        (r"one vector a class, .*: ([\d.]+)", "{} with one vector a class"),
+        (r"stays: (\d+)", "of the class of 500 stay for {}."),
+        (r"(\d+) \(class of 5\)", "its keys still stay for {} steps"),
+    ):
+        assert sentence.format(re.search(pattern, printed)[1]) in page
 
 
 def test_the_bits_of_the_circle_by_brute_force(circle):
