@@ -40,7 +40,8 @@ $(DOCS_READY): $(READY)
 	@touch $@
 
 docs: $(DOCS_READY) ## the documentation, into site/; a warning or a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@# Not --quiet, which hides warnings from --strict too.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site/index.html"
 
 bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
