@@ -26,13 +26,10 @@ class ProgressReporter:
 
     Args:
         quiet: print nothing at all.
-        to_stderr: print there, because standard output holds the results.
     """
 
-    def __init__(self, quiet: bool = False, to_stderr: bool = False) -> None:
-        self.console = Console(
-            file=sys.stderr if to_stderr else sys.stdout, quiet=quiet, highlight=False, soft_wrap=True
-        )
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and not quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
