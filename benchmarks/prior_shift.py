@@ -6,8 +6,9 @@
 Training is on digits-lt, a fifth of it held out for epoch and temperature. The images predicted are digits that no run
 was trained on, 160 of digit 9 and fewer of each digit before it, with the training set's imbalance. Each column is a
 prior given to `longtail predict`: none (the softmax as it is), uniform, train, estimate (EM, without labels), and the
-true one. The seed changes initial weights, order and augmentation. Figures are per cent: mean over seeds with the
-95 % Student interval of that mean. `distance` is the total variation between the estimated and the true prior.
+true one. The seed changes initial weights, order and augmentation. After it come coverage and size of 90 % shortlists
+on the (balanced) test set of digits-lt. Figures are per cent: mean over seeds with the 95 % Student interval of that
+mean. `distance` is the total variation between the estimated and the true prior.
 """
 
 from __future__ import annotations
@@ -50,6 +51,17 @@ def reversed_tail(imbalance: int) -> tuple[np.ndarray, torch.Tensor, torch.Tenso
     return pixels[fresh][chosen.numpy()][:, None], labels[chosen], prior / prior.sum()
 
 
+def shortlist_figures(evaluation: dict) -> dict[str, float]:
+    """Return coverage, on the balanced test set and at training frequencies, and size of 90 % shortlists."""
+    wanted = {
+        "macro_coverage": "coverage",
+        "weighted_coverage": "coverage at training frequencies",
+        "mean_size": "size",
+    }
+    kinds = evaluation["conformal"]["kinds"]
+    return {f"{kind} {name}": found[key] for kind, found in kinds.items() for key, name in wanted.items()}
+
+
 def cell(method: str, imbalance: int, seed: int, epochs: int | None, runs: Path) -> dict[str, float]:
     """Train one run (or take it, if it is finished), and return accuracy and balanced accuracy under each prior."""
     torch.set_num_threads(1)
@@ -73,7 +85,7 @@ def cell(method: str, imbalance: int, seed: int, epochs: int | None, runs: Path)
     names = longtail.load(out).class_names
     with open(out / "true.csv", "w", newline="") as file:
         csv.writer(file).writerows([("class", "prior"), *zip(names, truth.tolist(), strict=True)])
-    figures = {}
+    figures = shortlist_figures(json.loads((out / "evaluation.json").read_text()))
     for prior in PRIORS:
         table = out / f"{prior}-answers.csv"
         given = str(out / "true.csv") if prior == "true" else prior
@@ -123,6 +135,17 @@ def main() -> None:
     for name, row in table.items():
         texts = [shown(row[f"{prior} accuracy"]) for prior in PRIORS] + [shown(row["distance"])]
         print(f"| {name:<18} | " + " | ".join(f"{text:<12}" for text in texts) + " |")
+    print(f"\nshortlists for 90 %; {options.seeds} seeds\n")
+    print("| trained, imbalance | kind | coverage at training frequencies | mean over classes | classes a list |")
+    print("|---|---|---|---|---|")
+    for name, row in table.items():
+        for kind in ("marginal", "class", "prevalence"):
+            figure = row[f"{kind} size"]
+            size = f"{figure['mean']:.2f}" + (
+                "" if figure["low"] is None else f" ± {figure['high'] - figure['mean']:.2f}"
+            )
+            coverage = (shown(row[f"{kind} {what}"]) for what in ("train coverage", "coverage"))
+            print(f"| {name} | {kind} | {' | '.join(coverage)} | {size} |")
     record = {
         "data": "digits-lt, --val_fraction 0.2; predicted: digits not trained on, tail reversed, the same imbalance",
         "images": {imbalance: len(reversed_tail(imbalance)[0]) for imbalance in IMBALANCES},

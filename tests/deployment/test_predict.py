@@ -109,6 +109,13 @@ def test_the_numbers_are_the_classifiers_own(desk, run, photos):
         assert [row["label"] for row in rows] == [NAMES[k] for k in label.tolist()]
         assert [float(row["probability"]) for row in rows] == pytest.approx(best.tolist(), abs=1e-5)
     assert rows_of(desk.run("predict", "run", "all.npz")[0])[69]["file"] == "all.npz[69]"
+    gray = framed[..., :1]
+    np.savez(desk.folder / "gray.npz", images=gray)
+    np.savez(desk.folder / "flat.npz", images=gray[..., 0])
+    expected = longtail.load(run).predict(torch.from_numpy(gray.repeat(3, 3)).permute(0, 3, 1, 2)).max(1).values
+    for name in ("gray.npz", "flat.npz"):
+        found = [float(row["probability"]) for row in rows_of(desk.run("predict", "run", name)[0])]
+        assert found == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_gray_models_take_colour_files(desk):

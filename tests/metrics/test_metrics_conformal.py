@@ -174,6 +174,13 @@ def test_sets_nest_as_coverage_grows(kind):
     assert float(before.double().mean()) > 0.5
 
 
+def test_a_score_at_the_threshold_is_in():
+    scores = torch.tensor([[0.2, 0.5, 0.50001]])
+    assert shortlists(scores, torch.full((3,), 0.5, dtype=torch.float64), torch.tensor([0])).tolist() == [
+        [True, True, False]
+    ]
+
+
 def test_one_image_a_class_and_none_at_all():
     probabilities, labels = torch.eye(4) * 0.6 + 0.1, torch.arange(4)
     scores = own(conformal_scores(probabilities), labels)

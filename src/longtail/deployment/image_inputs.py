@@ -101,7 +101,7 @@ def read_images(file: Path, channels: int, size: tuple[int, int]) -> Tensor:
     """Return the images of an ``.npz`` file, uint8 ``[N, C, H, W]``; nothing is unpickled.
 
     They are its array ``images``, or else ``test_images``, or else its only array: uint8 ``[N, C, H, W]``, ``[N, H, W,
-    C]`` or, for one channel, ``[N, H, W]``.
+    C]`` or, gray, ``[N, H, W]``.
 
     Raises:
         UserError: no such file or array, or images of another type or size than the model takes.
@@ -125,8 +125,10 @@ def read_images(file: Path, channels: int, size: tuple[int, int]) -> Tensor:
         raise damaged
     if array.dtype != np.uint8:
         raise UserError(f"{file}: {name!r} is {array.dtype}, but images are uint8 (0..255); convert them first.")
-    if array.ndim == 3 and channels == 1:
+    if array.ndim == 3:
         array = array[:, None]
+    if array.shape[1:] in ((1, *size), (*size, 1)) and channels == 3:  # gray, as files may be
+        array = array.reshape(-1, 1, *size).repeat(3, axis=1)
     if array.shape[1:] == (*size, channels) and array.shape[1:] != (channels, *size):
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1:] != (channels, *size):

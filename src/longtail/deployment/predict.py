@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,7 +98,9 @@ def predict(
     check_output("--prior_out", kept, overwrite)
     _check_numbers(top_k, reject_below, coverage, batch_size, workers)
     _check_prior(prior, kept, coverage, conformal)
-    say = ProgressReporter(quiet, to_stderr=file is None)
+    # The reporter keeps to what is standard output when it is made; where the table goes there, it must not.
+    with redirect_stdout(sys.stderr if file is None else sys.stdout):
+        say = ProgressReporter(quiet)
     classifier = load_classifier(path)
     if top_k > classifier.num_classes:
         raise UserError(f"--top_k {top_k} is more than the model's {classifier.num_classes} classes.")

@@ -40,17 +40,14 @@ class ProgressReporter:
 
     Args:
         quiet: print nothing at all.
-        to_stderr: print there, because standard output holds the results.
 
     Attributes:
         live: whether lines are redrawn in place.
         fold: position among runs of the same plan that follow each other, and their number.
     """
 
-    def __init__(self, quiet: bool = False, to_stderr: bool = False) -> None:
-        self.console = Console(
-            file=sys.stderr if to_stderr else sys.stdout, quiet=quiet, highlight=False, soft_wrap=True
-        )
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self.fold: tuple[int, int] = (0, 1)
         self._region = region_for(self.console)
         if self._region is not None:
