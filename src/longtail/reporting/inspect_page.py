@@ -22,6 +22,8 @@ from longtail.reporting.thumbnails import thumbnails
 MOST_PICTURES = 2000
 """Thumbnails on the page; each takes about 2 kB."""
 A_CLASS = 6
+ROWS_A_TABLE = 300
+"""Classes above which the table is cut into several, all but the first closed."""
 PAIRS = 60
 SUSPECTS = 240
 
@@ -74,6 +76,7 @@ def render(figures: Figures, found: Survey) -> str:
         samples=samples,
         pictures=pictures,
         place=place,
+        rows_a_table=ROWS_A_TABLE,
         time=expected_time(figures["training"]) if figures["training"] and figures["training"]["stages"] else None,
     )
 
