@@ -15,6 +15,7 @@ from markupsafe import Markup
 from longtail.data.survey import TRAIN, Survey
 from longtail.reporting import charts
 from longtail.reporting.inspect_figures import size_bins
+from longtail.reporting.inspect_findings import trust
 from longtail.reporting.inspect_text import expected_time
 from longtail.reporting.svg import number, percent
 from longtail.reporting.thumbnails import thumbnails
@@ -73,6 +74,7 @@ def render(figures: Figures, found: Survey) -> str:
         exact=exact,
         pairs=pairs,
         suspects=suspects,
+        trust=trust(figures["label_suspects"]) if suspects else "",
         samples=samples,
         pictures=pictures,
         place=place,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import median
 
 import torch
 
@@ -84,7 +83,7 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
             steps = stage.epochs * (images // batch)
             decoding = _decoding_seconds(config, data.train, views)
             seconds, timed_batch = _timed_steps(method, config, noise, views, device, budget / len(stages))
-            step = median(seconds) * batch / timed_batch  # other programs may hold up one of them
+            step = min(seconds) * batch / timed_batch  # other programs hold up some of them
             whole = steps * _beside(step, decoding * batch, device)
             if isinstance(method, GML):
                 whole += resolved(config.queue.capacity) * _beside(_FORWARD_SHARE * step / batch, decoding, device)
