@@ -89,7 +89,7 @@ def test_module_and_exit_code_in_a_real_process():
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]], ids=str)
 def test_help_lists_every_command(desk, words):
     out, err = desk.run(*words)
-    for verb in ("train", "evaluate", "recipes"):
+    for verb in ("train", "evaluate", "inspect", "recipes"):
         assert f"\n  {verb} " in out
     assert err == ""
 
@@ -109,7 +109,7 @@ def test_train_help_lists_every_option_with_its_meaning(desk):
     assert "`" not in out
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "recipes"])
+@pytest.mark.parametrize("verb", ["evaluate", "inspect", "recipes"])
 def test_help_of_the_other_commands(desk, verb):
     assert desk.run(verb, "--help")[0].startswith(f"usage: longtail {verb}")
 

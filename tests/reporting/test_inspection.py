@@ -12,7 +12,7 @@ from PIL import Image
 
 import longtail
 from longtail.files import save_tensors
-from longtail.reporting import inspection
+from longtail.reporting import inspect_page, inspection
 from longtail.reporting.inspect_figures import size_bins
 from longtail.training.evaluation import load_predictions
 from longtail.training.time_estimate import StageTime
@@ -170,6 +170,23 @@ def test_a_manifest_with_missing_files_and_groups(desk, make_photos):
     assert any(text.startswith(f"Leak: {len(torn)} of 8 groups lie in both") for text in figures["findings"])
 
 
+def test_one_set_of_files_looks_the_same_from_every_source(desk, make_photos):
+    split_photos(desk, make_photos)
+    files = sorted((desk.folder / "photos").rglob("*.png"))
+    rows = [(p.relative_to(desk.folder / "photos").as_posix(), p.parent.name, p.parent.parent.name) for p in files]
+    with open("photos/all.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    for split in ("train", "test"):
+        lines = [f"{path} {['ant', 'bee', 'cat'].index(label)}\n" for path, label, part in rows if part == split]
+        (desk.folder / "photos" / f"list_{split}.txt").write_text("".join(lines))
+    seen = [look(desk, *words) for words in (["photos"], ["photos/all.csv"], ["photos/list_train.txt"])]
+    seen += [look(desk, "photos/train", "--source.test", "photos/test")]
+    for figures in seen[1:]:
+        for key in ("classes", "groups", "pixels", "near_duplicates", "imbalance_factor", "test_split"):
+            if figures is not seen[-1] or key != "near_duplicates":  # its paths start elsewhere
+                assert figures[key] == seen[0][key], key
+
+
 def test_a_group_pattern_goes_through_and_one_that_fails_is_told(desk, make_photos):
     split_photos(desk, make_photos)
     figures = look(desk, "photos", "--source.group_pattern", r"(\d)\.png")
@@ -297,6 +314,26 @@ def test_bins_of_class_sizes_hold_every_class():
         ("500-999", 1),
     ]  # fmt: skip
     assert size_bins([0, 4]) == [("0", 1), ("1", 0), ("2-4", 1)]
+
+
+def test_many_classes_are_cut_into_closed_tables(desk, make_photos, monkeypatch):
+    monkeypatch.setattr(inspect_page, "ROWS_A_TABLE", 3)
+    make_photos(desk.folder / "photos", {f"kind {k}": 9 - k for k in range(7)}, side=16)
+    desk.run("inspect", "photos", "--quiet")
+    page = (desk.folder / "inspect-photos.html").read_text()
+    assert page.count('<table class="classes">') == 3
+    assert page.count("<details open>") == 1
+    assert "3 classes of 7 down to 6 training images" in page
+    assert [page.count(f'<th scope="row"><bdi>kind {k}</bdi>') for k in range(7)] == [1] * 7
+
+
+def test_pictures_have_a_budget(desk, make_photos, monkeypatch):
+    """The largest and the smallest classes have pictures first."""
+    monkeypatch.setattr(inspect_page, "MOST_PICTURES", 3)
+    make_photos(desk.folder / "photos", {f"kind {k}": 9 - k for k in range(7)})
+    desk.run("inspect", "photos", "--quiet")
+    rows = (desk.folder / "inspect-photos.html").read_text().split('<tr><th scope="row"><bdi>')[1:]
+    assert [row.split("</bdi>")[0] for row in rows if "data:image" in row] == ["kind 0", "kind 1", "kind 6"]
 
 
 def test_from_python(desk, make_photos):

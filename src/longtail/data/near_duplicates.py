@@ -16,7 +16,7 @@ from PIL import Image
 
 HASH_DISTANCE = 7
 """Bits of 64 that the hashes of a candidate pair may differ in."""
-LIKENESS = 0.9
+LIKENESS = 0.95
 """Least likeness of a pair (:func:`likeness_of`), 1 = equal but for brightness and contrast."""
 THUMB_SIDE = 16
 SMALLEST_SIDE = 16

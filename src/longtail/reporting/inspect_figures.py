@@ -28,6 +28,8 @@ MOST_LISTED = 200
 FEW_TEST_IMAGES = 10
 """Below this number of test images an accuracy of a class says little."""
 SUSPECTS_A_CLASS = 20
+LOOK_FIRST_SHARE = 0.1
+"""Of a class's images, the most that are told to be looked at first: a weak model doubts most of what it is shown."""
 
 Figures = dict[str, Any]
 
@@ -209,7 +211,9 @@ def suspect_labels(survey: Survey, held: HeldOut, run: str) -> Figures | None:
     rows = []
     for label in torch.unique(held.labels).tolist():
         first = errors.first(label, held.labels)
-        look = min(len(first), max(1, round(float(errors.expected[label])))) if len(first) else 0
+        of = int((held.labels == label).sum())
+        most = min(len(first), math.ceil(LOOK_FIRST_SHARE * of), SUSPECTS_A_CLASS)
+        look = min(most, max(1, round(float(errors.expected[label]))))
         images = [
             {
                 "file": survey.title(place[held.keys[k]]),
@@ -221,7 +225,6 @@ def suspect_labels(survey: Survey, held: HeldOut, run: str) -> Figures | None:
             for k in first.tolist()[:SUSPECTS_A_CLASS]
             if held.keys[k] in place
         ]
-        of = int((held.labels == label).sum())
         rows.append({"class": held.class_names[label], "images": of, "suspects": len(first), "look_first": look})
         rows[-1]["expected"] = round(float(errors.expected[label]), 2)
         rows[-1]["listed"] = images
@@ -233,6 +236,7 @@ def suspect_labels(survey: Survey, held: HeldOut, run: str) -> Figures | None:
         "run": run,
         "folds": held.folds,
         "images": len(held.keys),
+        "accuracy": float((held.logits.argmax(1) == held.labels).double().mean()),
         "not_in_data": len(held.keys) - known,
         "suspects": sum(row["suspects"] for row in rows),
         "look_first": sum(row["look_first"] for row in rows),

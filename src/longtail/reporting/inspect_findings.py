@@ -7,6 +7,9 @@ from typing import Any
 from longtail.errors import counted
 from longtail.reporting.inspect_figures import FEW_TEST_IMAGES
 
+WEAK = 0.7
+"""Accuracy on held-out images below which a run's doubts of labels are mostly mistakes of its own."""
+
 Figures = dict[str, Any]
 
 
@@ -23,9 +26,17 @@ def findings(figures: Figures) -> list[str]:
         )
         found.append(
             f"{counted(suspects['suspects'], 'image')} may be labelled wrong, says {suspects['run']} on {of}: look at "
-            f"{suspects['look_first']} first, the lowest of each class."
+            f"{suspects['look_first']} first, the lowest of each class.{trust(suspects)}"
         )
     return found
+
+
+def trust(suspects: Figures) -> str:
+    """Return a warning where most doubts must be the model's own mistakes."""
+    if suspects["accuracy"] >= WEAK:
+        return ""
+    share = f"{100 * suspects['accuracy']:.0f} %"
+    return f" It is right on {share} of these images only, so most of its doubts are its own mistakes."
 
 
 def _leaks(figures: Figures) -> list[str]:

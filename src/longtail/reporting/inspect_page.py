@@ -15,6 +15,7 @@ from markupsafe import Markup
 from longtail.data.survey import TRAIN, Survey
 from longtail.reporting import charts
 from longtail.reporting.inspect_figures import size_bins
+from longtail.reporting.inspect_findings import trust
 from longtail.reporting.inspect_text import expected_time
 from longtail.reporting.svg import number, percent
 from longtail.reporting.thumbnails import thumbnails
@@ -22,6 +23,8 @@ from longtail.reporting.thumbnails import thumbnails
 MOST_PICTURES = 2000
 """Thumbnails on the page; each takes about 2 kB."""
 A_CLASS = 6
+ROWS_A_TABLE = 300
+"""Classes above which the table is cut into several, all but the first closed."""
 PAIRS = 60
 SUSPECTS = 240
 
@@ -71,9 +74,11 @@ def render(figures: Figures, found: Survey) -> str:
         exact=exact,
         pairs=pairs,
         suspects=suspects,
+        trust=trust(figures["label_suspects"]) if suspects else "",
         samples=samples,
         pictures=pictures,
         place=place,
+        rows_a_table=ROWS_A_TABLE,
         time=expected_time(figures["training"]) if figures["training"] and figures["training"]["stages"] else None,
     )
 

@@ -12,6 +12,8 @@ from longtail.reporting.inspect_figures import size_bins
 
 MOST_ROWS = 30
 """Classes above which the middle of the table is left out."""
+BUSY = 1.5
+"""Programs that wanted to run, for each processor core, above which the timing is said to be disturbed."""
 _BAR = 30
 _NAME = 32
 
@@ -161,9 +163,10 @@ def expected_time(training: Figures) -> str:
     steps = sum(stage["timed_steps"] for stage in training["stages"])
     total = sum(stage["seconds"] for stage in training["stages"]) * training["runs"]
     over = f" for {training['runs']} runs" if training["runs"] > 1 else ""
+    busy = "; the machine was busy, undisturbed it is faster" if training["load"] > BUSY else ""
     return (
         f"about {roughly(total)} on this machine ({training['machine']}){over}: an estimate from "
-        f"{counted(steps, 'timed step')} ({stages})"
+        f"{counted(steps, 'timed step')} ({stages}){busy}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -78,7 +79,7 @@ def inspect(
     )
     figures = data_figures(found, (many, few))
     if run is not None:
-        figures["label_suspects"] = suspect_labels(found, held_out(Path(run), say), str(run))
+        figures["label_suspects"] = suspect_labels(found, held_out(Path(run), config.data, config.root, say), str(run))
         if figures["label_suspects"] is None:
             raise UserError(f"--run {run} was tested on none of these images; name a run on {data}.")
     figures["training"] = None
@@ -120,6 +121,7 @@ def _training(config: TrainConfig, given: Mapping[str, Any], found: Survey, spli
         "runs": (config.folds or 1) * config.source.repeats,
         "machine": f"{hardware['processor'] if device.type == 'cpu' else hardware['device']}, "
         f"{hardware['threads']} threads",
+        "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 1),
     }
 
 

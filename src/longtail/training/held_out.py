@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longtail.data import ImageFiles, ImageSet, LabelledImages
+from longtail.config import replace_options
+from longtail.data import ImageFiles, ImageSet, LabelledImages, source_names
 from longtail.data.survey import array_digest
 from longtail.errors import UserError
+from longtail.files import read_json
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values
 from longtail.training.defaults import pick_device
@@ -50,16 +52,21 @@ def image_keys(images: LabelledImages) -> list[str]:
     ]
 
 
-def held_out(run: Path, say: ProgressReporter) -> HeldOut:
+def held_out(run: Path, data: str, root: str | None, say: ProgressReporter) -> HeldOut:
     """Return what the finished run in ``run`` says of its held-out images; over folds, of the first deal.
 
+    Args:
+        run: the run's folder.
+        data, root: the images, where they are not any more where the run says (its paths may be relative).
+        say: where progress goes.
+
     Raises:
-        UserError: no finished run, or its data is not there any more.
+        UserError: no finished run, or its data is not there or not what it was.
     """
     config = make_config(parse_values(read_config(run), f"{run / 'config.yaml'}"))
     over_folds = config.folds is not None and config.source.fold is None
     folders = fold_folders(run, config)[: config.folds] if over_folds else [run]
-    parts = [_of_run(folder, say) for folder in folders]
+    parts = [_of_run(folder, data, root, say) for folder in folders]
     return HeldOut(
         keys=[key for keys, _, _ in parts for key in keys],
         logits=torch.cat([logits for _, logits, _ in parts]),
@@ -69,14 +76,24 @@ def held_out(run: Path, say: ProgressReporter) -> HeldOut:
     )
 
 
-def _of_run(folder: Path, say: ProgressReporter) -> tuple[list[str], Tensor, LabelledImages]:
+def _of_run(
+    folder: Path, data: str, root: str | None, say: ProgressReporter
+) -> tuple[list[str], Tensor, LabelledImages]:
     """Return keys, logits and labelled images of one run's test set."""
     if not (folder / "evaluation.json").exists():
         raise UserError(f"{folder} is not a finished run; name one by --run, or finish it with --resume.")
     config = make_config(parse_values(read_config(folder), f"{folder / 'config.yaml'}"))
+    if config.data not in source_names() and not Path(config.data).expanduser().exists():
+        config = replace_options(config, {"data": data, "root": root})
     splits = read_splits(config, say)
     test, keys = splits.test, image_keys(splits.test)
-    changed = UserError(f"the test set of {config.data} is not what the run in {folder} was tested on; restore it.")
+    changed = UserError(
+        f"{config.data} is not what the run in {folder} was trained and tested on; restore it, or name another run."
+    )
+    record = read_json(folder / "data.json")
+    trained = record.get("train_fingerprint")  # older runs have none
+    if trained not in (None, splits.train.fingerprint()) or record["test_images"] != len(test):
+        raise changed
     if (folder / "predictions.json").exists():
         logits, labels = load_predictions(folder)
         if not torch.equal(labels, test.labels):

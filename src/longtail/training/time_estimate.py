@@ -23,7 +23,7 @@ from longtail.training.stages import plan_stages
 
 _SMALLEST_BATCH = 4
 _MOST_STEPS = 20
-_FEWEST_STEPS = 3
+_FEWEST_STEPS = 2
 _DECODED = 24
 _FORWARD_SHARE = 1 / 3
 """Of a training step's time, what a forward pass alone takes: the backward pass costs about twice as much."""
@@ -83,7 +83,7 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
             steps = stage.epochs * (images // batch)
             decoding = _decoding_seconds(config, data.train, views)
             seconds, timed_batch = _timed_steps(method, config, noise, views, device, budget / len(stages))
-            step = sum(seconds) / len(seconds) * batch / timed_batch
+            step = min(seconds) * batch / timed_batch  # other programs hold up some of them
             whole = steps * _beside(step, decoding * batch, device)
             if isinstance(method, GML):
                 whole += resolved(config.queue.capacity) * _beside(_FORWARD_SHARE * step / batch, decoding, device)
@@ -111,7 +111,7 @@ def _timed_steps(
     small = min(_SMALLEST_BATCH, resolved(config.batch_size))
     steps = _steps(method, config, ResidentLoader(noise, views, small, config.seed, device), device)
     next(steps)  # the first step also allocates and plans
-    whole = next(steps) * resolved(config.batch_size) / small
+    whole = min(next(steps), next(steps)) * resolved(config.batch_size) / small
     share = min(1.0, budget / (whole * (_FEWEST_STEPS + 1)))
     batch = max(small, int(share * resolved(config.batch_size)))
     steps = _steps(method, config, ResidentLoader(noise, views, batch, config.seed, device), device)
