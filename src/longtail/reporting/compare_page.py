@@ -61,7 +61,7 @@ def figures_chart(comparison: Comparison) -> Markup:
         f"{row.name}: " + ", ".join(f"{FIGURES[k]} {percent(v.mean)}" for k in _SHARES if (v := row.figures[k]))
         for row in comparison.rows
     ]
-    plot = Plot("chart-figures", "Figures of each group of runs", "; ".join(said) + ".", width=700, bottom=30)
+    plot = Plot("chart-figures", "Figures of each group of runs", "; ".join(said) + ".", bottom=30)
     y = Scale(0.0, 1.0, plot.bottom, plot.top + 6)
     plot.axes(None, y, lambda v: percent(v, 0))
     room = (plot.right - plot.left) / len(_SHARES)
