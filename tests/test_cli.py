@@ -405,7 +405,8 @@ def test_evaluate_prints_the_figures(desk, run):
     figures = json.loads((desk.folder / "run" / "evaluation.json").read_text())
     out, err = desk.run("evaluate", "run", "--device", "cpu")
     assert out.startswith(f"test: top-1 {100 * figures['top1']:.1f} %")
-    assert out.count("\n") == 1
+    low, high = figures["intervals"]["top1"]
+    assert f"top-1                   3   {100 * figures['top1']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in out
     assert err == ""
 
 
