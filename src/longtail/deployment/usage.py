@@ -16,10 +16,10 @@ _TORCH = """extra = {{"longtail.json": ""}}
 model = torch.export.load("{file}", extra_files=extra).module()
 about = json.loads(extra["longtail.json"])
 names = json.loads(about["class_names"])
-{normalise}logits, probabilities = model(torch.from_numpy(images){prior_input})
+{normalise}logits, probabilities = model(torch.tensor(images){prior_input})
 print(names[int(probabilities[0].argmax())], float(probabilities[0].max()))"""
 _LONGTAIL = """model = longtail.load(".")  # the folder of these files
-probabilities = model.predict(torch.from_numpy(pixels.copy()))
+probabilities = model.predict(torch.tensor(pixels))
 print(model.class_names[int(probabilities[0].argmax())], float(probabilities[0].max()))"""
 _NORMALISE = """mean, std = (np.float32(json.loads(about[key])).reshape(-1, 1, 1) for key in ("mean", "std"))
 images = ((pixels / np.float32(255) - mean) / std).astype("float32")
@@ -37,7 +37,7 @@ def usage(kind: str, classifier: Classifier, form: Form) -> str:
         prior = ', "log_prior": log_prior' if form.prior_input else ""
         text = _ONNX.format(file=ONNX_FILE, normalise=_normalise(form), prior_input=prior)
     else:
-        prior = ", torch.from_numpy(log_prior)" if form.prior_input else ""
+        prior = ", torch.tensor(log_prior)" if form.prior_input else ""
         text = _TORCH.format(file=TORCH_FILE, normalise=_normalise(form), prior_input=prior)
     return f"{pixels}\n\n{text}"
 
