@@ -14,7 +14,8 @@ from longtail.errors import UserError
 from longtail.methods import MethodContext, Stage, get_method
 from longtail.models import Classifier
 from longtail.training.checkpoint import CheckpointFolder, MetricsLog
-from longtail.training.evaluation import evaluate_classifier, quick_look, save_predictions, write_evaluation
+from longtail.training.evaluation import evaluate_classifier, quick_look, write_evaluation
+from longtail.training.gallery import write_gallery
 from longtail.training.guard import StopRequest
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.progress import ProgressReporter
@@ -96,10 +97,10 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
             evaluated = evaluate_classifier(
                 finished[stage.name], data.test, device, config.group_edges, config.loading.workers
             )
-            write_evaluation(target, evaluated)
+            if stage is stages[-1]:
+                write_gallery(target, finished[stage.name], evaluated, data.train, data.test)
+            write_evaluation(target, evaluated, keep_logits=config.folds is not None)
             evaluation = evaluated.figures
-            if config.folds is not None and stage is stages[-1]:
-                save_predictions(target, evaluated)
     return evaluation
 
 

@@ -1,0 +1,46 @@
+"""The options of a run as the command that trains it again, and as a table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from longtail.config import TrainConfig, flatten
+
+
+def reproduce_command(config: dict[str, Any]) -> str:
+    """Return the command that trains this run again: every option that is not the program's own default."""
+    defaults = flatten(TrainConfig())
+    words = [
+        f"longtail train {shlex.quote(str(config.get('data') or 'DATA'))}",
+        f"--method {shlex.quote(str(config.get('method')))}",
+    ]
+    for key, value in _options(config).items():
+        if key in ("data", "method", "seed", "out", "device") or key.startswith("checkpoint."):
+            continue
+        if key not in defaults or value != defaults[key]:
+            words.append(f"--{key} {shlex.quote(_as_text(value))}")
+    return " \\\n  ".join([*words, f"--seed {config.get('seed', 0)}"])
+
+
+def _options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options as ``{dotted name: value}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _options(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (group of options, its names and values); the ungrouped come first."""
+    groups: dict[str, list[tuple[str, str]]] = {"run": []}
+    for key, value in _options(config).items():
+        group, _, name = key.rpartition(".")
+        groups.setdefault(group or "run", []).append((name, _as_text(value)))
+    return list(groups.items())
+
+
+def _as_text(value: Any) -> str:
+    """Return a value as the command line and YAML read it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
