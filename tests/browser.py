@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-quic --disable-sync "
     "--disable-background-networking --disable-component-update"
 )
+START = "import os, sys; [os.dup2(int(sys.argv[k]), 2 + k) for k in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
+"""Puts the two pipes where the browser looks for them, descriptors 3 and 4, and becomes the browser."""
 WIDTHS = (390, 1280)
 PATIENCE = 60.0
 """Seconds after which a silent browser is taken for hung."""
@@ -44,7 +48,7 @@ LOOK = """(() => {
   }
   for (const node of document.querySelectorAll("img")) {
     if (!node.hasAttribute("alt")) say("no alt", node);
-    if (!node.complete || node.naturalWidth === 0) say("not an image", node);
+    if (node.complete && node.naturalWidth === 0) say("not an image", node);
   }
   for (const node of document.querySelectorAll("svg[role=img]"))
     if (!node.querySelector("title")) say("no title", node);
@@ -98,16 +102,19 @@ class Browser:
     """One browser with one tab. Every page is loaded anew; what it logged and asked for is kept."""
 
     def __init__(self, program: str, profile: str) -> None:
-        ours, theirs_out = os.pipe()
-        theirs_in, self._out = os.pipe()
-        flags = f"{FLAGS} --user-data-dir={profile}"
-        # The shell puts the two pipes where the browser looks for them.
-        words = f'exec "$0" {flags} --remote-debugging-pipe about:blank 3<&{theirs_in} 4>&{theirs_out}'
+        ours, write = os.pipe()
+        read, self._out = os.pipe()
+        # Above 9, so that neither is in the way where the other goes.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write)]
+        words = [program, *FLAGS.split(), f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
         self._process = subprocess.Popen(
-            ["sh", "-c", words, program], pass_fds=(theirs_in, theirs_out), stdout=-3, stderr=-3
+            [sys.executable, "-c", START, *map(str, ends), *words],
+            pass_fds=ends,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for end in (read, write, *ends):
+            os.close(end)
         self._in, self._rest = ours, b""
         self._numbers, self._session = itertools.count(1), ""
         self.events: list[dict[str, Any]] = []

@@ -67,10 +67,10 @@ def group_flow_chart(groups: Sequence[dict[str, Any]]) -> Markup:
     plot.left = 64.0
     across = Scale(0.0, 1.0, plot.left, plot.right)
     tall = (plot.bottom - plot.top - 26) / len(GROUPS)
-    for place, (kind, word) in enumerate([("right", "right"), *((group, f"taken for {group}") for group in GROUPS)]):
+    for place, kind in enumerate(("right", *GROUPS)):
         at = plot.left + place * (plot.right - plot.left) / 4
         plot.add('<rect class="part {}" x="{:.1f}" y="0" width="11" height="11"/>', kind, at)
-        plot.add('<text x="{:.1f}" y="10">{}</text>', at + 16, word)
+        plot.add('<text x="{:.1f}" y="10">{}</text>', at + 16, kind)
     for place, group in enumerate(groups):
         top = plot.top + 20 + place * tall
         plot.add('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>', plot.left - 8, top + tall / 2 + 1, group["name"])

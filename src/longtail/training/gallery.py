@@ -105,7 +105,7 @@ def _neighbours(
     if not len(pixels):
         return none, None
     if not len(train):
-        return none, "The training images are not what the run was trained on any more."
+        return none, "The training images are not known to be those that the run was trained on."
     keys = read_keys(folder, classifier)
     if isinstance(keys, str):
         return none, keys

@@ -73,13 +73,16 @@ for (const table of document.querySelectorAll("table.sorts")) {
     row.append(node);
     return node;
   }
+  function apart(name) {
+    const node = document.createElement("bdi");
+    node.textContent = name;
+    return node;
+  }
   function build(r) {
     const row = document.createElement("tr");
     const name = cell(row, "th", "");
     name.scope = "row";
-    const own = document.createElement("bdi");
-    own.textContent = r.name;
-    name.append(own);
+    name.append(apart(r.name));
     const group = cell(row, "td", "");
     const dot = document.createElement("span");
     dot.className = "key " + data.groups[r.group];
@@ -89,7 +92,8 @@ for (const table of document.querySelectorAll("table.sorts")) {
     cell(row, "td", accuracy(r), unsure(r) ? "n soft" : "n");
     cell(row, "td", r.test ? `${(100 * r.low).toFixed(1)} \u2013 ${percent(r.high)}` : "\u2013", "n");
     cell(row, "td", r.confidence === null ? "\u2013" : percent(r.confidence), "n");
-    cell(row, "td", r.times ? `${r.confused} (${r.times} of ${r.test})` : "\u2013");
+    const taken = cell(row, "td", r.times ? ` (${r.times} of ${r.test})` : "\u2013");
+    if (r.times) taken.prepend(apart(r.confused));
     return row;
   }
   function show() {
