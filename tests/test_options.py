@@ -18,10 +18,10 @@ loss.classifier_weight loss.contrast_weight loss.distillation_temperature loss.d
 loss.exclude_own_key loss.learn_temperature loss.prior_strength loss.scale loss.temperature method on_bad_image
 optimiser.clip_norm optimiser.decay optimiser.ema optimiser.lr optimiser.milestones optimiser.momentum optimiser.name
 optimiser.schedule optimiser.warmup optimiser.weight_decay out precision pretrained queue.capacity queue.min_per_class
-queue.projection_dim root seed source.check source.fold source.group_column source.group_pattern source.label_column
-source.labels source.mean source.path_column source.profile source.repeats source.split_column source.split_seed
-source.std source.test source.test_share source.unknown_labels teacher.backbone teacher.epochs teacher.kind
-teacher.momentum teacher.pretrained teacher.run views.classifier views.key views.query
+queue.projection_dim root seed select source.check source.fold source.group_column source.group_pattern
+source.label_column source.labels source.mean source.path_column source.profile source.repeats source.split_column
+source.split_seed source.std source.test source.test_share source.unknown_labels teacher.backbone teacher.epochs
+teacher.kind teacher.momentum teacher.pretrained teacher.run val_fraction views.classifier views.key views.query
 """.split()
 
 WORDS = """
@@ -187,6 +187,7 @@ def test_unknown_option_names_near_ones(name, near):
         ("optimiser.name", "sdg", "one of sgd, adamw"),
         ("optimiser.schedule", "cos", "one of cosine, step, constant"),
         ("teacher.kind", "mean", "one of frozen, momentum"),
+        ("select", "first", "one of last, best"),
     ],
 )
 def test_wrong_type_says_option_need_and_value(key, value, need):
@@ -233,6 +234,9 @@ def parse_error(*words):
         ("seed", -1, "0 or above"),
         ("checkpoint.bad_steps", 0, "above 0"),
         ("evaluate_every", -1, "0 or above"),
+        ("val_fraction", 1.0, "at least 0 and below 1"),
+        ("val_fraction", -0.1, "at least 0 and below 1"),
+        ("val_fraction", float("nan"), "a finite number"),
         ("out", "", "a text that is not empty"),
     ],
 )

@@ -14,6 +14,7 @@ from longtail.methods import get_method
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
 from longtail.reporting import fold_summary, summary, write_report
+from longtail.training.calibration import with_validation
 from longtail.training.checkpoint import CheckpointFolder
 from longtail.training.defaults import choose_pretrained, chosen_framing, describe, pick_device, resolve
 from longtail.training.evaluation import evaluate_classifier, write_evaluation
@@ -31,7 +32,9 @@ from longtail.training.run_folder import (
 )
 from longtail.training.stages import check_config, run_stages
 
-_CHOOSE_DATA = "data root method imbalance folds source.profile source.test source.test_share source.split_seed".split()
+_CHOOSE_DATA = (
+    "data root method imbalance folds val_fraction source.profile source.test source.test_share source.split_seed"
+).split()
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _train_one(
     say.say(
         f"{splits.name}: {len(splits.train)} training images, {splits.train.num_classes} classes of "
         f"{int(counts.max())} down to {int(counts.min())} (imbalance {imbalance_factor(counts):.0f}), "
-        f"{len(splits.test)} test images ({splits.test_split})"
+        + (f"{len(splits.validation)} validation images, " if splits.validation is not None else "")
+        + f"{len(splits.test)} test images ({splits.test_split})"
     )
     for note in (*splits.notes, *notes):
         say.say(note)
@@ -280,6 +284,7 @@ def evaluate(
     else:
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
+    evaluated = with_validation(path, evaluated, classifier.logit_prior)
     if data is None:
         write_gallery(path, classifier, evaluated, splits.train, test)
         write_evaluation(path, evaluated, keep_logits=config.folds is not None)

@@ -44,13 +44,18 @@ class TrainConfig:
         batch_size: images a step.
         imbalance: largest over smallest class that the training set is cut to; none = as the data is.
         folds: test on each of this many parts of the data in turn, for data whose rare classes have few images.
+        val_fraction: share of each class's training images that is held out to choose the epoch and to calibrate on; at
+            least one image, never a class's last training image; 0 = none.
+        select: weights that are kept: of the ``last`` epoch, or of the ``best`` on the validation images (highest
+            balanced accuracy); default: ``best`` if there are validation images.
         group_edges: classes with more training images than the first are "many", with fewer than the second "few".
         on_bad_image: what to do with files that cannot be read: ``error`` or ``skip``.
         seed: of everything random.
         out: run folder; default ``runs/DATA-METHOD-seedN``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``.
-        evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing); 0 = at the end.
+        evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
+            validation images; 0 = at the test set at the end only, at the validation images after every epoch.
         source, loading, views, loss, queue, teacher, optimiser, checkpoint: groups of options.
     """
 
@@ -64,6 +69,8 @@ class TrainConfig:
     batch_size: int | None = None
     imbalance: float | None = None
     folds: int | None = None
+    val_fraction: float = 0.0
+    select: Literal["last", "best"] | None = None
     group_edges: list[int] = field(default_factory=lambda: [100, 20])
     on_bad_image: Literal["error", "skip"] = "error"
     seed: int = 0
@@ -95,7 +102,7 @@ _NOT_NEGATIVE = (
     "loading.workers"
 )
 _DEFAULTS: dict[str, Any] = {}
-_SHARE = "teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup"
+_SHARE = "val_fraction teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup"
 
 
 def get_option(config: TrainConfig, key: str) -> Any:
@@ -139,6 +146,11 @@ def check(config: TrainConfig) -> None:
         refuse("seed", "0 or above")
     if config.folds is not None and config.folds < 2:
         refuse("folds", "2 or more")
+    if config.select == "best" and not config.val_fraction:
+        raise UserError(
+            "--select best chooses the epoch on validation images, never on the test set; hold some out with "
+            "--val_fraction 0.2, or leave it out."
+        )
     if not 0 < config.source.test_share < 1:
         refuse("source.test_share", "between 0 and 1")
     many, few = (*config.group_edges, 0, 0)[:2]

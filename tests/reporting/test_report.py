@@ -436,13 +436,20 @@ def test_confusions_of_few_images_are_not_given_as_shares(tmp_path: Path) -> Non
 def test_a_chosen_epoch_and_a_temperature_are_told(run: Path) -> None:
     evaluation = json.loads((run / "evaluation.json").read_text())
     selected = {"epoch": 12, "of": 30, "figure": "val_balanced_accuracy", "value": 0.8125, "images": 64}
-    (run / "evaluation.json").write_text(json.dumps(evaluation | {"selection": "best", "selected": selected}))
+    groups = {"many": {"accuracy": 0.5}, "medium": {"accuracy": None}, "few": {"accuracy": 0.25}}
+    added = {"selection": "best", "selected": selected}
+    added["calibrated"] = {"temperature": 1.37, "ece": 0.0512, "class_ece": 0.2034}
+    added["post_hoc"] = {"tau": 0.7, "balanced_accuracy": 0.4375, "groups": groups}
+    (run / "evaluation.json").write_text(json.dumps(evaluation | added))
     record = {"temperature": 1.37, "images": 64, "nll": [0.91, 0.75], "ece": [0.132, 0.041]}
     (run / "calibration.json").write_text(json.dumps(record))
     text = read(run).text
-    assert "Figures of epoch 12 of 30, the best by balanced accuracy on 64 validation images (81.2 %)" in text
+    assert "Figures of epoch 12, the best of 30 by balanced accuracy on 64 validation images (81.2 %)" in text
     assert "A temperature of 1.37 was fitted on 64 validation images" in text
     assert "from 13.2 % to 4.1 %, and the negative log-likelihood from 0.91 to 0.75" in text
+    assert "On the test images the mean gap becomes 5.1 %, and that by class 20.3 %" in text
+    assert "strength 0.7, chosen on the validation images; Menon et al. 2021" in text
+    assert "a balanced accuracy of 43.8 %, many 50.0 %, few 25.0 %. The figures above are without it." in text
     for broken in ("{}", "[]", json.dumps(record | {"ece": [0.1]}), json.dumps(record | {"nll": "x"})):
         (run / "calibration.json").write_text(broken)
         with pytest.raises(UserError, match=r"calibration\.json cannot be read"):

@@ -18,7 +18,7 @@ from longtail.data.image_set import DataSplits, ImageFiles, PathTable
 from longtail.data.keyed import derive_seed
 from longtail.data.labels import known_labels, number_labels
 from longtail.data.listing import Listing
-from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling
+from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling, tie_duplicates
 from longtail.errors import UserError, counted
 from longtail.option_groups import DataOptions
 
@@ -61,7 +61,9 @@ def split_files(listing: Listing, folds: int | None, source: DataOptions, checks
     listing, labels, class_names, label_notes = number_labels(listing, source.labels, source.unknown_labels)
     listing = replace(listing, notes=(*listing.notes, *label_notes))
     listing, files, skipped = _look(listing, labels, class_names, source, checks)
-    is_test, test_split, notes = _choose_test(listing, files, folds, source)
+    groups = _group_numbers(listing.groups) if listing.groups is not None else None
+    together = tie_duplicates(groups, files.digests)
+    is_test, test_split, notes = _choose_test(listing, files, folds, source, groups, together)
     duplicates = find_duplicates(files.digests, files.labels, is_test)
     return DataSplits(
         name=listing.name,
@@ -73,6 +75,7 @@ def split_files(listing: Listing, folds: int | None, source: DataOptions, checks
         test_split=test_split,
         notes=(*listing.notes, *notes, *duplicate_notes(duplicates, listing.paths, class_names)),
         skipped=skipped,
+        train_groups=None if together is None else together[~is_test],
     )
 
 
@@ -186,10 +189,17 @@ def _check_still_there(listing: Listing, labels: Tensor, good: Tensor, class_nam
 
 
 def _choose_test(
-    listing: Listing, files: ImageFiles, folds: int | None, source: DataOptions
+    listing: Listing,
+    files: ImageFiles,
+    folds: int | None,
+    source: DataOptions,
+    groups: Tensor | None,
+    together: Tensor | None,
 ) -> tuple[Tensor, str, tuple[str, ...]]:
-    """Return which images test (bool ``[N]``), where that comes from in words, and notes."""
-    groups = _group_numbers(listing.groups) if listing.groups is not None else None
+    """Return which images test (bool ``[N]``), where that comes from in words, and notes.
+
+    ``groups [N]`` are those that were given, ``together [N]`` the same with duplicates tied to them.
+    """
     if listing.splits is not None:
         is_test = torch.tensor([split == "test" for split in listing.splits], dtype=torch.bool)
         torn = [] if groups is None else straddling(groups, is_test)
@@ -202,7 +212,6 @@ def _choose_test(
         )
         return is_test, "given", (note,)
     notes: tuple[str, ...] = ()
-    together = _tie_duplicates(groups, files.digests)
     keys = path_keys(listing.paths)
     if folds is None:
         is_test = hold_out(files.labels, keys, source.test_share, source.split_seed, together)
@@ -232,26 +241,3 @@ def _choose_test(
 def _group_numbers(groups: Sequence[str]) -> Tensor:
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups], dtype=torch.int64)
-
-
-def _tie_duplicates(groups: Tensor | None, digests: Tensor) -> Tensor | None:
-    """Return groups (int64 ``[N]``) in which images of the same pixels are together; None if every image is alone."""
-    alone = -1 - torch.arange(len(digests))
-    same: Tensor
-    _, same, count = torch.unique(torch.where(digests != 0, digests, alone), return_inverse=True, return_counts=True)
-    if int(count.max()) == 1:
-        return groups
-    if groups is None:
-        return same
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    # Images and groups are joined where they share pixels: the connected parts of that graph stay together.
-    offset = int(groups.max()) + 1
-    edges = coo_array(
-        (torch.ones(len(same)).numpy(), (groups.numpy(), same.numpy() + offset)),
-        shape=(offset + len(count), offset + len(count)),
-    )
-    _, part = connected_components(edges, directed=False)
-    tied: Tensor = torch.from_numpy(part).long()[groups]
-    return tied

@@ -56,7 +56,7 @@ def frame_splits(
     """Return ``splits`` ready to train on; arrays stay as they are.
 
     Args:
-        splits: training and test set.
+        splits: training, validation and test set.
         framing: of image files.
         resident: decode every file now and keep the pixels; else files are decoded for every batch.
         workers: processes that decode.
@@ -72,11 +72,12 @@ def frame_splits(
         return decode_all(files, workers, progress) if resident and len(files) else files
 
     train, test = framed(splits.train), framed(splits.test)
+    validation = None if splits.validation is None else framed(splits.validation)
     if (mean is None or std is None) and not splits.mean and len(train):
         found = pixel_statistics(_pixels(train, workers))
     else:
         found = (splits.mean, splits.std)
-    return replace(splits, train=train, test=test, mean=mean or found[0], std=std or found[1])
+    return replace(splits, train=train, test=test, validation=validation, mean=mean or found[0], std=std or found[1])
 
 
 def _pixels(images: LabelledImages, workers: int) -> torch.Tensor:

@@ -221,6 +221,9 @@ class DataSplits:
         test_split: where the test set comes from, in words.
         notes: sentences for the user, about the data.
         skipped: files left out because they cannot be read, each with the reason.
+        validation: images held out of the training set, to choose and calibrate on; None if there are none.
+        validation_split: where the validation set comes from, in words.
+        train_groups: int64 ``[N]``, training images with the same number must not be torn apart; None = all may be.
     """
 
     name: str
@@ -232,3 +235,6 @@ class DataSplits:
     test_split: str = "given"
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    validation: LabelledImages | None = None
+    validation_split: str = ""
+    train_groups: Tensor | None = None

@@ -22,6 +22,7 @@ from longtail.data.manifest import check_exists, read_manifest
 from longtail.data.published import PUBLISHED, read_published
 from longtail.data.split_list import read_split_list
 from longtail.data.splits import fold_of
+from longtail.data.validation import hold_out_validation
 from longtail.errors import UserError, unknown_name
 from longtail.option_groups import DataOptions
 
@@ -62,6 +63,7 @@ def load_data(
     imbalance: float | None = None,
     root: str | None = None,
     folds: int | None = None,
+    val_fraction: float = 0.0,
     source: DataOptions | None = None,
     checks: FileChecks | None = None,
 ) -> DataSplits:
@@ -75,6 +77,7 @@ def load_data(
             down, keep at most what the profile gives them, with the largest class as n_max.
         root: folder that listed paths are relative to, or that holds a published data set (``.data`` by default).
         folds: deal all images out to this many parts, of which ``source.fold`` is the test set.
+        val_fraction: share of each training class, after any cut, that becomes the validation set; 0 = none.
         source: how to read and split, see :class:`longtail.config.DataOptions`.
         checks: how image files are looked at before anything is trained.
 
@@ -105,7 +108,7 @@ def load_data(
         if imbalance is not None:
             splits = _cut(splits, imbalance, source.profile)
     check_splits(splits)
-    return splits
+    return hold_out_validation(splits, val_fraction, source) if val_fraction else splits
 
 
 def load_test_set(
@@ -206,9 +209,9 @@ def _cut(splits: DataSplits, imbalance: float, profile: str) -> DataSplits:
     counts[by_size] = torch.tensor(class_profile(profile, have[by_size].tolist(), len(have), imbalance))
     if torch.equal(counts, have):
         return splits
-    train = splits.train.subset(long_tailed_indices(splits.train.labels, counts.tolist()))
-    cut: LabelledImages = train
+    kept = long_tailed_indices(splits.train.labels, counts.tolist())
+    cut: LabelledImages = splits.train.subset(kept)
     if isinstance(cut, ImageSet):
         mean, std = pixel_statistics(cut.images)
         splits = replace(splits, mean=mean, std=std)
-    return replace(splits, train=cut)
+    return replace(splits, train=cut, train_groups=None if splits.train_groups is None else splits.train_groups[kept])

@@ -58,6 +58,18 @@ def hold_out(labels: Tensor, keys: Tensor, share: float, seed: int, groups: Tens
     _check_shapes(labels, keys, groups)
     if not 0 < share < 1:
         raise UserError(f"--source.test_share {share} must lie between 0 and 1, such as 0.2.")
+    is_test = spare(labels, keys, share, seed, groups)
+    if not is_test.any():
+        why = "no class has more than one image" if groups is None else "every group holds all images of some class"
+        raise UserError(
+            f"nothing can be held out to test on without leaving a class untrained: {why}; add images, or give a test "
+            "set with --source.test."
+        )
+    return is_test
+
+
+def spare(labels: Tensor, keys: Tensor, share: float, seed: int, groups: Tensor | None = None) -> Tensor:
+    """Return which images :func:`hold_out` takes, bool ``[N]``; arguments as there. None, if none can be spared."""
     counts = torch.bincount(labels)
     target = (share * counts.double()).round().long().clamp(min=1).minimum(counts - 1).clamp(min=0)
     bits = keyed_bits(seed, "hold-out", ids=keys).squeeze(1)
@@ -71,12 +83,6 @@ def hold_out(labels: Tensor, keys: Tensor, share: float, seed: int, groups: Tens
         tied = torch.isin(labels, torch.unique(labels[size[group] > 1]))
         tally = GroupTally.of(labels[tied], groups[tied], bits[tied])
         is_test[tied] = choose_test_groups(tally, target.tolist())[tally.of_image]
-    if not is_test.any():
-        why = "no class has more than one image" if groups is None else "every group holds all images of some class"
-        raise UserError(
-            f"nothing can be held out to test on without leaving a class untrained: {why}; add images, or give a test "
-            "set with --source.test."
-        )
     return is_test
 
 
@@ -120,6 +126,34 @@ def straddling(groups: Tensor, is_test: Tensor) -> list[int]:
     """Return, ascending, the groups that have images on both sides; ``groups`` int64 ``[N]``, ``is_test`` bool."""
     both = np.intersect1d(groups[is_test].numpy(), groups[~is_test].numpy())
     return [int(group) for group in both]
+
+
+def tie_duplicates(groups: Tensor | None, digests: Tensor) -> Tensor | None:
+    """Return groups (int64 ``[N]``) in which images of the same pixels are together; None if every image is alone.
+
+    Args:
+        groups: int64 ``[N]``, 0..G-1, what is together anyway; or None.
+        digests: int64 ``[N]``, a hash of each image's pixels; 0 = not known, equal to nothing.
+    """
+    alone = -1 - torch.arange(len(digests))
+    same: Tensor
+    _, same, count = torch.unique(torch.where(digests != 0, digests, alone), return_inverse=True, return_counts=True)
+    if int(count.max()) == 1:
+        return groups
+    if groups is None:
+        return same
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    # Images and groups are joined where they share pixels: the connected parts of that graph stay together.
+    offset = int(groups.max()) + 1
+    edges = coo_array(
+        (torch.ones(len(same)).numpy(), (groups.numpy(), same.numpy() + offset)),
+        shape=(offset + len(count), offset + len(count)),
+    )
+    _, part = connected_components(edges, directed=False)
+    tied: Tensor = torch.from_numpy(part).long()[groups]
+    return tied
 
 
 def group_names(paths: Sequence[str], pattern: str) -> list[str]:

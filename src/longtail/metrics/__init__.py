@@ -20,21 +20,26 @@ from longtail.metrics.confusion import confused_pairs, group_confusion
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
+from longtail.metrics.post_hoc import adjusted_logits, choose_strength
 from longtail.metrics.summary import evaluate_predictions, per_class_table
+from longtail.metrics.temperature import fit_temperature, negative_log_likelihood, prior_weights
 
 __all__ = [
     "GROUPS",
     "GROUP_EDGES",
     "HARMONIC_FLOOR",
     "MeanInterval",
+    "adjusted_logits",
     "balanced_accuracy",
     "bootstrap_intervals",
+    "choose_strength",
     "class_calibration_error",
     "class_hits",
     "class_recall",
     "confused_pairs",
     "evaluate_predictions",
     "expected_calibration_error",
+    "fit_temperature",
     "group_accuracy",
     "group_confusion",
     "group_index",
@@ -43,8 +48,10 @@ __all__ = [
     "macro_f1",
     "mean_interval",
     "mutual_information_bits",
+    "negative_log_likelihood",
     "per_class_table",
     "predict_with_confidence",
+    "prior_weights",
     "reliability",
     "topk_accuracy",
     "wilson_interval",

@@ -11,7 +11,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from longtail.metrics.inputs import checked_indices, exact_mean, row_blocks
+from longtail.metrics.inputs import checked_class_vector, checked_indices, exact_mean, row_blocks
 
 BINS = 15
 
@@ -67,17 +67,22 @@ def _bin_index(confidence: Tensor, bins: int) -> Tensor:
     return torch.bucketize(confidence, inner_edges)
 
 
-def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
+def expected_calibration_error(
+    confidence: Tensor, correct: Tensor, bins: int = BINS, weights: Tensor | None = None
+) -> float:
     """Mean over images of |accuracy - mean confidence| of the image's bin, over equal-width bins.
 
     Args:
         confidence: [N] probability given to the predicted class, 0..1.
         correct: [N] bool.
         bins: number of bins, each (low, high]; a confidence of 0 is in the first.
+        weights: [N] how much each image counts, not negative; default: all alike.
     """
     confidence, hits = _checked(confidence, correct, bins)
-    gap = torch.bincount(_bin_index(confidence, bins), weights=hits - confidence, minlength=bins)
-    return math.fsum(gap.abs().tolist()) / len(confidence)
+    weights = torch.ones(len(hits)) if weights is None else weights
+    weights = checked_class_vector(weights, len(hits), "weights")
+    gap = torch.bincount(_bin_index(confidence, bins), weights=weights * (hits - confidence), minlength=bins)
+    return math.fsum(gap.abs().tolist()) / math.fsum(weights.tolist())
 
 
 def class_calibration_error(

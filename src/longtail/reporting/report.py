@@ -22,13 +22,13 @@ from longtail.reporting.reproduce import reproduce_command, settings
 from longtail.reporting.run_record import (
     ClassRow,
     fold_rows,
-    read_calibration,
     read_classes,
     read_data,
     read_evaluation,
     read_folds,
     read_gallery,
     read_log,
+    read_temperature_figures,
 )
 from longtail.reporting.svg import number, percent
 from longtail.reporting.training_curves import training_curves
@@ -102,7 +102,7 @@ def render(folder: Path) -> str:
         class_data=_compact(rows, page_size),
         confusion=confusion,
         gallery=read_gallery(folder / "gallery.json"),
-        calibration=read_calibration(folder / "calibration.json"),
+        calibration=read_temperature_figures(folder / "calibration.json"),
         limits=charts,
         counts_chart=charts.class_count_chart(rows),
         size_chart=charts.accuracy_by_size_chart(rows),

@@ -56,6 +56,8 @@ class DataRecord:
     """
 
     test_split: str
+    validation_images: int
+    validation_split: str
     train_images: int
     test_images: int
     notes: list[str]
@@ -72,6 +74,8 @@ def read_data(path: Path) -> DataRecord | None:
         skipped = [(str(entry["file"]), str(entry["reason"])) for entry in record.get("skipped", [])]
         return DataRecord(
             test_split=str(record["test_split"]),
+            validation_images=int(record.get("validation_images", 0)),
+            validation_split=str(record.get("validation_split", "")),
             train_images=int(record["train_images"]),
             test_images=int(record["test_images"]),
             notes=[str(note) for note in record.get("notes", [])],
@@ -84,7 +88,7 @@ def read_data(path: Path) -> DataRecord | None:
         ) from None
 
 
-def read_calibration(path: Path) -> dict[str, Any] | None:
+def read_temperature_figures(path: Path) -> dict[str, Any] | None:
     """Return a ``calibration.json`` (temperature, images, nll and ece before and after), None if there is none.
 
     Raises:

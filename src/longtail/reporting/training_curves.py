@@ -18,6 +18,8 @@ READINGS = {
     "bits": "Label information, bits",
     "test_top1": "Test top-1",
     "test_balanced_accuracy": "Test balanced accuracy",
+    "val_top1": "Validation top-1",
+    "val_balanced_accuracy": "Validation balanced accuracy",
 }
 _NOT_CURVES = {"stage", "epoch", "step", "steps_taken"}
 
@@ -37,7 +39,7 @@ def training_curves(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
         drawn: list[dict[str, Any]] = []
         for key in sorted(curves, key=lambda key: last.index(key) if key in READINGS else -1):
             title = {**LOSSES, **READINGS}.get(key, f"{key} loss")
-            name, points, in_percent = f"curve-{position}-{len(drawn)}", curves[key], key.startswith("test_")
+            name, points, in_percent = f"curve-{position}-{len(drawn)}", curves[key], key.startswith(("test_", "val_"))
             chart = curve_chart(name, title, points, in_percent)
             drawn.append({"title": title, "last": points[-1][1], "percent": in_percent, "svg": chart})
         stages.append({"name": stage, "epochs": max(p[0] for c in curves.values() for p in c), "curves": drawn})

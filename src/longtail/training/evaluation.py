@@ -104,14 +104,14 @@ def summarise(
 
 
 def quick_look(
-    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None = None
+    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None = None, of: str = "test"
 ) -> dict[str, float]:
-    """Return test top-1 and balanced accuracy, for a curve; nothing may be selected by them."""
+    """Return top-1 and balanced accuracy on a set named ``of``, for a curve; nothing may be selected by the test's."""
     predictions = collect_logits(classifier, images, device, workers).argmax(1)
     recall = class_recall(predictions, images.labels, images.num_classes)
     return {
-        "test_top1": float((predictions == images.labels).double().mean()),
-        "test_balanced_accuracy": float(balanced_accuracy(recall)),
+        f"{of}_top1": float((predictions == images.labels).double().mean()),
+        f"{of}_balanced_accuracy": float(balanced_accuracy(recall)),
     }
 
 
@@ -121,9 +121,9 @@ def save_predictions(folder: Path, evaluation: Evaluation) -> None:
     save_tensors(folder, PREDICTIONS, {"logits": evaluation.logits, "labels": evaluation.labels}, meta)
 
 
-def load_predictions(folder: Path) -> tuple[Tensor, Tensor]:
-    """Return ``(logits [N, C], labels [N])`` of :func:`save_predictions`."""
-    tensors, _ = load_tensors(folder, PREDICTIONS)
+def load_predictions(folder: Path, stem: str = PREDICTIONS) -> tuple[Tensor, Tensor]:
+    """Return ``(logits [N, C], labels [N])`` of the test set, or, with stem ``"validation"``, of the validation set."""
+    tensors, _ = load_tensors(folder, stem)
     return tensors["logits"], tensors["labels"]
 
 

@@ -51,6 +51,7 @@ def pool_folds(out: Path, config: TrainConfig) -> Evaluation:
     files = [load_meta(folder, PREDICTIONS).get("files") for folder in first_deal]
     if None not in files:  # a list each, or none at all for arrays
         pooled = replace(pooled, files=[file for listed in files for file in listed or ()])
+    pooled.figures["selection"] = config.select or "last"
     evaluations = [read_json(folder / "evaluation.json") for folder in folders]
     pooled.figures["folds"] = fold_figures(evaluations, len(first_deal), config.source.repeats)
     return pooled

@@ -39,6 +39,7 @@ from longtail.training.ema import MovingAverage
 from longtail.training.guard import Diverged, Interrupted, NormStatistics, StopRequest, bad_forward, bad_gradient
 from longtail.training.progress import ProgressReporter
 from longtail.training.schedule import learning_rate_factor
+from longtail.training.selection import BestEpoch
 
 
 @dataclass
@@ -72,7 +73,8 @@ class StageJob:
         log: the run's ``metrics.jsonl``.
         progress: what a person sees.
         stop: set when the run was asked to stop.
-        look: called with the present classifier when ``evaluate_every`` says so; returns figures for the log.
+        look: called with a copy of the present classifier when ``evaluate_every`` says so; returns figures for the log.
+        validate: likewise, on the validation images; None if there are none. The last epoch is always looked at.
         identity: facts that a state must agree on to be resumed (written into it).
     """
 
@@ -83,6 +85,7 @@ class StageJob:
     progress: ProgressReporter
     stop: StopRequest
     look: Callable[[Classifier], dict[str, float]]
+    validate: Callable[[Classifier], dict[str, float]] | None
     identity: dict[str, Any]
 
 
@@ -117,6 +120,7 @@ class StageRun:
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         decay = config.optimiser.ema
         self.average = MovingAverage(deployed, decay).to(job.device) if decay is not None else None
+        self.best = BestEpoch() if config.select == "best" else None
         self.norms = NormStatistics(self.method)
         self.step, self.skipped_in_row, self.epoch_sums = 0, 0, EpochSums()
         self._saved_at = time.monotonic()
@@ -132,7 +136,7 @@ class StageRun:
         return self.loader.steps_per_epoch * self.stage.epochs
 
     def run(self) -> Classifier:
-        """Train to the end and return the classifier.
+        """Train to the end and return the classifier: of the best epoch, if that is selected.
 
         Raises:
             Interrupted: asked to stop; the state is written.
@@ -157,8 +161,13 @@ class StageRun:
                         f"{self.stage.name!r}; its state is saved.",
                         self.job.stop.received,
                     )
+        if self.best is None or self.best.classifier is None:
+            self.method.finish()
+            return self.deployable()
+        classifier = self.method.classifier()
+        classifier.load_state_dict(self.best.classifier.state_dict())
         self.method.finish()
-        return self.deployable()
+        return copy.deepcopy(classifier).eval()
 
     def _make_loader(self, views: dict[str, View]) -> ResidentLoader | StreamingLoader:
         train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
@@ -219,8 +228,14 @@ class StageRun:
 
     def _end_epoch(self, epoch: int) -> None:
         figures = self.epoch_sums.means()
-        if self.config.evaluate_every and epoch % self.config.evaluate_every == 0:
+        every = self.config.evaluate_every
+        if every and epoch % every == 0:
             figures.update(self.job.look(self.deployable()))
+        if self.job.validate is not None and (epoch % (every or 1) == 0 or epoch == self.stage.epochs):
+            classifier = self.deployable()
+            figures.update(self.job.validate(classifier))
+            if self.best is not None:
+                self.best.see(epoch, figures, classifier)
         rate = self.optimiser.param_groups[0]["lr"]
         record = {"stage": self.stage.name, "epoch": epoch, "step": self.step, "lr": rate}
         self.job.log.write({**record, "steps_taken": self.epoch_sums.steps, **figures})
@@ -263,12 +278,15 @@ class StageRun:
         }
         if self.average is not None:
             state.update(prefixed("average", self.average.state_dict()))
+        if self.best is not None:
+            state.update(self.best.tensors())
         meta = {
             "identity": self.job.identity,
             "optimiser": numbers,
             "sums": list(self.epoch_sums.sums),  # tensors are stored sorted; the log keeps the order of the first step
             "steps_in_sums": self.epoch_sums.steps,
             "log_length": self.job.log.length,
+            "best": None if self.best is None else self.best.record,
         }
         self.job.checkpoints.save(self.job.number, self.step, state, meta)
         self._saved_at = time.monotonic()
@@ -279,6 +297,8 @@ class StageRun:
         restore_optimiser(self.optimiser, part(tensors, "optimiser"), meta["optimiser"])
         if self.average is not None:
             load_module(self.average, part(tensors, "average"), what)
+        if self.best is not None:
+            self.best.restore(tensors, meta["best"], self.deployable(), what)
         sums = part(tensors, "sums")
         sums = {name: sums[name].to(self.job.device) for name in meta["sums"]}
         self.epoch_sums = EpochSums(sums, int(meta["steps_in_sums"]))

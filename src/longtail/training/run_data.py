@@ -25,12 +25,13 @@ from longtail.training.run_folder import trained_on_other
 
 
 def read_splits(config: TrainConfig, say: ProgressReporter) -> DataSplits:
-    """Return the training and test set that the options name, every file looked at."""
+    """Return the training, validation and test set that the options name, every file looked at."""
     return load_data(
         config.data,
         imbalance=config.imbalance,
         root=config.root,
         folds=config.folds,
+        val_fraction=config.val_fraction,
         source=config.source,
         checks=_checks(config.on_bad_image, say),
     )
@@ -42,9 +43,12 @@ def notes_on_other_runs(config: TrainConfig, splits: DataSplits) -> list[str]:
     for key, run in (("pretrained", config.pretrained), ("teacher.run", config.teacher.run)):
         is_run = run is not None and (Path(run) / "model.json").exists()
         if is_run and trained_on_other(Path(str(run)), splits.train.fingerprint()):
+            validated = splits.validation is not None
             notes.append(
                 f"--{key} {run} was not trained on just these training images: if it has seen images that are tested "
-                "on here, figures flatter the model."
+                + ("or validated " if validated else "")
+                + "on here, figures flatter the model"
+                + (", and epoch and temperature are chosen on images that it knows." if validated else ".")
             )
     return notes
 
@@ -79,7 +83,7 @@ def read_run_data(path: Path, config: TrainConfig, state: dict[str, Any] | None,
     empty = train.subset(torch.empty(0, dtype=torch.int64))
     known = not trained_on_other(path, train.fingerprint())
     # Only the test set is decoded; means and deviations are the classifier's own.
-    framed = frame_for_run(config, replace(splits, train=empty, mean=(0.0,), std=(1.0,)), say)
+    framed = frame_for_run(config, replace(splits, train=empty, validation=None, mean=(0.0,), std=(1.0,)), say)
     fingerprint = (state or {}).get("identity", {}).get("test")
     if fingerprint is not None and framed.test.fingerprint() != fingerprint:
         raise UserError(

@@ -25,7 +25,8 @@ from longtail.files import read_json, write_bytes, write_json
 
 _FILES = (
     "resume model.safetensors model.json metrics.jsonl evaluation.json per_class.csv report.html "
-    "gallery.json predictions.safetensors predictions.json data.json environment.json teacher config.yaml .lock"
+    "gallery.json predictions.safetensors predictions.json validation.safetensors validation.json calibration.json "
+    "data.json environment.json teacher config.yaml .lock"
 ).split()
 """In the order of deletion: ``config.yaml`` last, so that a run half deleted still counts as one."""
 _MOST_SKIPPED = 1000
@@ -129,6 +130,8 @@ def write_data_record(path: Path, splits: DataSplits, notes: Sequence[str] = (),
         "train_images": len(splits.train),
         "test_images": len(splits.test),
         "test_split": splits.test_split,
+        "validation_images": 0 if splits.validation is None else len(splits.validation),
+        "validation_split": splits.validation_split,
         "train_fingerprint": train,
         "notes": [*splits.notes, *notes],
         "skipped_count": len(splits.skipped),

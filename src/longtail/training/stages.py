@@ -13,6 +13,7 @@ from longtail.data import DataSplits
 from longtail.errors import UserError
 from longtail.methods import MethodContext, Stage, get_method
 from longtail.models import Classifier
+from longtail.training.calibration import calibrate, validation_notes, with_validation
 from longtail.training.checkpoint import CheckpointFolder, MetricsLog
 from longtail.training.evaluation import evaluate_classifier, quick_look, write_evaluation
 from longtail.training.gallery import write_gallery
@@ -46,12 +47,14 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
     device = torch.device(config.device)
     stages = plan_stages(config)
     checkpoints = CheckpointFolder(folder.path / "resume")
-    identity = {
+    identity: dict[str, Any] = {
         "train": data.train.fingerprint(),
         "test": data.test.fingerprint(),
         "stages": [stage.name for stage in stages],
         "config": config_digest(folder.path),
     }
+    if data.validation is not None:
+        identity["validation"] = data.validation.fingerprint()
     restored = checkpoints.load()
     if restored is not None:
         check_config(folder.path, restored[1])
@@ -61,6 +64,15 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
             "--overwrite."
         )
     log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0)
+    workers = config.loading.workers
+
+    def look(classifier: Classifier) -> dict[str, float]:
+        return quick_look(classifier, data.test, device, workers)
+
+    def validate(classifier: Classifier) -> dict[str, float]:
+        assert data.validation is not None
+        return quick_look(classifier, data.validation, device, workers, of="val")
+
     finished: dict[str, Classifier] = {}
     evaluation: dict[str, Any] = {}
     with StopRequest() as stop:
@@ -79,7 +91,8 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
                 log=log,
                 progress=progress,
                 stop=stop,
-                look=lambda classifier: quick_look(classifier, data.test, device, config.loading.workers),
+                look=look,
+                validate=None if data.validation is None else validate,
                 identity=identity,
             )
             began = time.monotonic()
@@ -93,12 +106,16 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
                     folder.note_seconds(stage.name, time.monotonic() - began, device)
             finished[stage.name].save(target)
             # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
-            finished[stage.name] = Classifier.load(target)
-            evaluated = evaluate_classifier(
-                finished[stage.name], data.test, device, config.group_edges, config.loading.workers
-            )
+            classifier = finished[stage.name] = Classifier.load(target)
+            if data.validation is not None:
+                selected = None if run.best is None else run.best.record
+                calibrate(target, classifier, data.validation, device, workers, selected)
+                for note in validation_notes(target):
+                    progress.say(f"{stage.name}: {note}")
+            evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers)
+            evaluated = with_validation(target, evaluated, classifier.logit_prior)
             if stage is stages[-1]:
-                write_gallery(target, finished[stage.name], evaluated, data.train, data.test)
+                write_gallery(target, classifier, evaluated, data.train, data.test)
             write_evaluation(target, evaluated, keep_logits=config.folds is not None)
             evaluation = evaluated.figures
     return evaluation

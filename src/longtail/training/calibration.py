@@ -1,0 +1,171 @@
+"""What the validation images are good for once a stage is trained: a temperature, and a strength of the prior.
+
+Both are fitted on the validation images alone. The figures of the test set stay as they are; what calibration and
+adjustment would make of them stands beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtail.data import LabelledImages
+from longtail.errors import UserError, counted
+from longtail.files import load_meta, read_json, save_tensors, write_json
+from longtail.metrics import (
+    adjusted_logits,
+    balanced_accuracy,
+    choose_strength,
+    class_calibration_error,
+    class_recall,
+    expected_calibration_error,
+    fit_temperature,
+    group_accuracy,
+    negative_log_likelihood,
+    predict_with_confidence,
+    prior_weights,
+)
+from longtail.models import Classifier
+from longtail.training.evaluation import Evaluation, collect_logits
+
+VALIDATION = "validation"
+_CALIBRATION = "calibration.json"
+
+
+def calibrate(
+    folder: Path,
+    classifier: Classifier,
+    images: LabelledImages,
+    device: torch.device,
+    workers: int | None,
+    selected: dict[str, Any] | None,
+) -> None:
+    """Write ``validation.safetensors`` + ``.json`` and ``calibration.json`` into ``folder``.
+
+    Each image weighs ``logit_prior[y] / validation prior[y]``, so that the temperature is right for images of the class
+    prior that the classifier's softmax implies.
+
+    Args:
+        folder: of the stage.
+        classifier: as it was saved there.
+        images: the validation set.
+        device, workers: where to compute, and how many processes decode.
+        selected: the record of the best epoch, None if the last was kept.
+    """
+    logits, labels = collect_logits(classifier, images, device, workers), images.labels
+    meta: dict[str, Any] = {"selection": "last"}
+    if selected is not None:
+        meta = {"selection": "best", "selected": selected | {"images": len(labels)}}
+    save_tensors(folder, VALIDATION, {"logits": logits, "labels": labels}, meta)
+    prior = classifier.logit_prior.double().cpu()
+    weights = prior_weights(labels, prior)
+    temperature = fit_temperature(logits, labels, weights)
+
+    def error(at: float) -> float:
+        confidence, right = _confidence(logits, labels, at)
+        return expected_calibration_error(confidence, right, weights=weights)
+
+    record: dict[str, Any] = {
+        "temperature": temperature,
+        "images": len(labels),
+        "nll": [negative_log_likelihood(logits, labels, at, weights) for at in (1.0, temperature)],
+        "ece": [error(at) for at in (1.0, temperature)],
+    }
+    if not _uniform(prior):
+        record["tau"] = choose_strength(logits, labels, prior)
+    write_json(folder / _CALIBRATION, record)
+
+
+def read_calibration(folder: Path) -> dict[str, Any] | None:
+    """Return a run's ``calibration.json``, None if it was trained without validation images.
+
+    Raises:
+        UserError: the file was cut off or changed.
+    """
+    path = folder / _CALIBRATION
+    if not path.exists():
+        return None
+    record = read_json(path)
+    numbers = [record.get(key, 1.0) for key in ("temperature", "tau")] if isinstance(record, dict) else []
+    sound = all(isinstance(value, int | float) and 0 <= value < float("inf") for value in numbers)
+    if not numbers or not sound or not record.get("temperature"):
+        raise UserError(f"{path} holds no temperature above 0; it was cut off or changed.")
+    return dict(record)
+
+
+def read_temperature(folder: Path) -> float | None:
+    """Return what the logits of the run in ``folder`` are divided by, None if nothing was fitted.
+
+    Raises:
+        UserError: as :func:`read_calibration`.
+    """
+    record = read_calibration(folder)
+    return None if record is None else float(record["temperature"])
+
+
+def with_validation(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -> Evaluation:
+    """Return ``evaluation`` with what the validation images of the run in ``folder`` chose; as it is without any.
+
+    Added to the figures are how the epoch was chosen (``selection``, ``selected``), calibration errors at the fitted
+    temperature (``calibrated``) and, where a strength of the prior was fitted, what it gives (``post_hoc``).
+
+    Raises:
+        UserError: a file was cut off or changed.
+    """
+    calibration = read_calibration(folder)
+    if calibration is None:
+        return evaluation
+    logits, labels = evaluation.logits, evaluation.labels
+    temperature = float(calibration["temperature"])
+    confidence, right = _confidence(logits, labels, temperature)
+    added: dict[str, Any] = load_meta(folder, VALIDATION)
+    added["calibrated"] = {
+        "temperature": temperature,
+        "ece": expected_calibration_error(confidence, right),
+        "class_ece": class_calibration_error(confidence, right, labels, logits.shape[1]),
+    }
+    if "tau" in calibration:
+        strength, edges = float(calibration["tau"]), evaluation.figures["group_edges"]
+        predictions = adjusted_logits(logits, logit_prior.cpu(), strength).argmax(dim=1)
+        recall = class_recall(predictions, labels, logits.shape[1])
+        counts = torch.tensor(evaluation.figures["class_counts"])
+        added["post_hoc"] = {
+            "tau": strength,
+            "balanced_accuracy": balanced_accuracy(recall),
+            "groups": group_accuracy(recall, counts, (edges[0], edges[1])),
+        }
+    return replace(evaluation, figures=evaluation.figures | added)
+
+
+def validation_notes(folder: Path) -> list[str]:
+    """Return sentences on what was chosen by the validation images of the run in ``folder``; none without any."""
+    calibration = read_calibration(folder)
+    if calibration is None:
+        return []
+    selected = load_meta(folder, VALIDATION).get("selected")
+    images, notes = counted(calibration["images"], "validation image"), []
+    if selected:
+        notes.append(
+            f"epoch {selected['epoch']} is kept, the best of {selected['of']}: balanced accuracy "
+            f"{100 * selected['value']:.1f} % on {images}."
+        )
+    before, after = calibration["ece"]
+    notes.append(
+        f"temperature {calibration['temperature']:.3g} fitted on {images}: calibration error there "
+        f"{100 * before:.1f} % without, {100 * after:.1f} % with it."
+    )
+    return notes
+
+
+def _confidence(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    predictions, confidence = predict_with_confidence(logits / temperature)
+    return confidence, predictions == labels
+
+
+def _uniform(prior: Tensor) -> bool:
+    """Return whether a prior is the same for all classes, but for rounding to float32."""
+    return bool(prior.max() - prior.min() <= 1e-6 * prior.max())

@@ -1,0 +1,51 @@
+"""Which epoch's weights a stage keeps: the last, or the one with the best figure on the validation images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from longtail.models import Classifier
+from longtail.training.checkpoint import load_module, part, prefixed
+
+FIGURE = "val_balanced_accuracy"
+"""The figure of ``metrics.jsonl`` that the best epoch is chosen by: a rare class weighs as much as a frequent one."""
+_PREFIX = "best"
+
+
+class BestEpoch:
+    """Keeps the classifier of the best epoch so far, and lies in the stage's state: both are of the same step.
+
+    Of equal figures the earliest epoch wins.
+    """
+
+    def __init__(self) -> None:
+        self.classifier: Classifier | None = None
+        self.epoch, self.value, self.seen = 0, 0.0, 0
+
+    def see(self, epoch: int, figures: dict[str, float], classifier: Classifier) -> None:
+        """Take an epoch into account; ``classifier`` is kept as it is, so it must be a copy."""
+        self.seen += 1
+        if self.classifier is None or figures[FIGURE] > self.value:
+            self.classifier, self.epoch, self.value = classifier, epoch, figures[FIGURE]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``evaluation.json`` says: ``epoch``, ``of`` how many that were looked at, ``figure`` and ``value``."""
+        return {"epoch": self.epoch, "of": self.seen, "figure": FIGURE, "value": self.value}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights for the stage's state."""
+        return {} if self.classifier is None else prefixed(_PREFIX, self.classifier.state_dict())
+
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any], like: Classifier, what: str) -> None:
+        """Put back what ``tensors`` and ``record`` held; ``like`` is a classifier of the same form, to be filled.
+
+        Raises:
+            UserError: the tensors do not fit; ``what`` says where they come from.
+        """
+        self.epoch, self.value, self.seen = int(record["epoch"]), float(record["value"]), int(record["of"])
+        if self.seen:
+            load_module(like, part(tensors, _PREFIX), what)
+            self.classifier = like
