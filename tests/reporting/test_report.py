@@ -448,6 +448,10 @@ def test_a_chosen_epoch_and_a_temperature_are_told(run: Path) -> None:
     assert "A temperature of 1.37 was fitted on 64 validation images" in text
     assert "from 13.2 % to 4.1 %, and the negative log-likelihood from 0.91 to 0.75" in text
     assert "On the test images the mean gap becomes 5.1 %, and that by class 20.3 %" in text
+    assert "no better than without" not in text
+    added["calibrated"]["ece"] = 0.99
+    (run / "evaluation.json").write_text(json.dumps(evaluation | added))
+    assert "20.3 %: no better than without, as happens where" in read(run).text
     assert "strength 0.7, chosen on the validation images; Menon et al. 2021" in text
     assert "a balanced accuracy of 43.8 %, many 50.0 %, few 25.0 %. The figures above are without it." in text
     for broken in ("{}", "[]", json.dumps(record | {"ece": [0.1]}), json.dumps(record | {"nll": "x"})):
