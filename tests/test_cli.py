@@ -39,11 +39,6 @@ def bars(counts=(24, 9, 2), side=8, test_labels=None, seed=0, names=("left", "mi
     return arrays | ({"class_names": np.array(names)} if names else {})
 
 
-def snapshot(folder):
-    """Every path below ``folder`` with its bytes (None for folders)."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with data and finished runs, made once; tests work on copies."""
@@ -264,9 +259,9 @@ def test_out_below_a_file(desk, made):
 
 
 def test_resuming_a_finished_run_changes_no_result(desk, run, made):
-    before = snapshot(desk.folder / "run")
+    before = desk.snapshot("run")
     desk.run(*again(made, "--resume"))
-    after = snapshot(desk.folder / "run")
+    after = desk.snapshot("run")
     assert {name for name in before if before[name] != after[name]} <= {"environment.json", "report.html"}
     assert before.keys() == after.keys()
 
@@ -275,7 +270,7 @@ def test_resume_takes_data_and_options_from_the_run(desk, made):
     # An --out of its own, not a copy: the run remembers where its data lies.
     shutil.copytree(made / "run", desk.folder / "run")
     desk.run("train", "--resume", "--out", "run", "--quiet")
-    assert snapshot(desk.folder / "run")["evaluation.json"] == snapshot(made / "run")["evaluation.json"]
+    assert desk.snapshot("run")["evaluation.json"] == desk.snapshot(made / "run")["evaluation.json"]
 
 
 def test_resume_starts_a_run_that_is_not_there_yet(desk, made):
@@ -376,7 +371,7 @@ def test_resume_of_a_damaged_run(desk, run, file, damage):
 def test_resume_writes_a_damaged_model_again_from_the_state(desk, run, made):
     flip(desk.folder / "run" / "model.safetensors")
     desk.run("train", "--out", "run", "--resume", "--quiet")
-    assert snapshot(desk.folder / "run")["model.safetensors"] == snapshot(made / "run")["model.safetensors"]
+    assert desk.snapshot("run")["model.safetensors"] == desk.snapshot(made / "run")["model.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def parameters(name: str) -> list[Parameter]:
     arguments = function.args
     missing: list[ast.expr | None] = [None] * (len(arguments.args) - len(arguments.defaults))
     named = [
-        *((item, value, False) for item, value in zip(arguments.args, missing + arguments.defaults, strict=True)),
+        *((item, value, False) for item, value in zip(arguments.args, [*missing, *arguments.defaults], strict=True)),
         *((item, value, True) for item, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)),
     ]
     return [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from pillow_tensors import from_pillow, to_pillow
 from torch import Tensor
 
 from longtail.data.augment_geometry import (
@@ -52,15 +53,6 @@ def pictures(channels: int, height: int = 32, width: int = 32) -> Tensor:
         ramp,
     ]
     return torch.from_numpy(np.stack(stack).astype(np.uint8))
-
-
-def to_pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
-
-
-def from_pillow(image: Image.Image) -> Tensor:
-    array = torch.from_numpy(np.array(image))
-    return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
 
 
 def shifted(image: Image.Image, data: tuple[float, ...], resample: Image.Resampling) -> Image.Image:

@@ -282,7 +282,7 @@ def test_unreadable_files_are_named_or_left_out(tmp_path, make_photos, check):
 def test_what_is_left_out_to_evaluate_on_is_told(tmp_path, make_photos):
     make_photos(tmp_path / "photos", {"ant": 3, "bee": 2, "elk": 2})
     names = ("ant", "bee", "cat")
-    with pytest.raises(UserError, match=r"1 classes that the model does not know \(first 'elk'; 2 images\)"):
+    with pytest.raises(UserError, match=r"1 class that the model does not know \(first 'elk'; 2 images\)"):
         load_test_set(str(tmp_path / "photos"), names)
     found = load_test_set(str(tmp_path / "photos"), names, source=DataOptions(unknown_labels="skip"))
     assert found.test.labels.tolist() == [0, 0, 0, 1, 1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from pillow_tensors import from_pillow, to_pillow
 from scipy import ndimage
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
@@ -32,15 +33,6 @@ def pictures(count: int, channels: int = 3, height: int = 24, width: int = 36) -
     noise = torch.randn(smooth.shape, generator=generator) * 25
     noise[::2] = 0
     return (smooth + noise).clamp(0, 255).to(torch.uint8)
-
-
-def to_pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
-
-
-def from_pillow(image: Image.Image) -> Tensor:
-    array = torch.from_numpy(np.array(image))
-    return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
 
 
 def draws(count: int, stream: str = "query") -> Draws:

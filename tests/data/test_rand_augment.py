@@ -8,6 +8,7 @@ import pytest
 import timm.data.auto_augment as reference
 import torch
 from PIL import Image
+from pillow_tensors import from_pillow, to_pillow
 from torch import Tensor
 
 from longtail.data import rand_augment as ours
@@ -49,15 +50,6 @@ def pictures(channels: int, height: int, width: int) -> Tensor:
         np.full((channels, height, width), 77),
     ]
     return torch.from_numpy(np.stack(stack).astype(np.uint8))
-
-
-def to_pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
-
-
-def from_pillow(image: Image.Image) -> Tensor:
-    array = torch.from_numpy(np.array(image))
-    return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
 
 
 def theirs(name: str, image: Tensor, amount: float) -> Tensor:

@@ -286,8 +286,9 @@ def test_a_run_over_a_folder_tells_what_was_held_out_and_chosen(desk, make_photo
     evaluation = json.loads((desk.folder / "run/evaluation.json").read_text())
     assert sum(evaluation["class_counts"]) == record["train_images"]
     page = (desk.folder / "run/report.html").read_text()
-    assert f"epoch {evaluation['selected']['epoch']}: best of 2 by validation balanced accuracy" in page
-    assert "Validation set: 3 images taken out of the training set" in page
+    assert f"Figures of epoch {evaluation['selected']['epoch']}" in page
+    assert "by balanced accuracy on 3 validation images" in page
+    assert "Validation set: 3 images" in page
     assert "Validation balanced accuracy" in page
     before = results(desk.folder / "run")
     (desk.folder / "run/evaluation.json").unlink()

@@ -16,6 +16,7 @@ from longtail.metrics.calibration import (
     predict_with_confidence,
     reliability,
 )
+from longtail.metrics.confusion import confused_pairs, group_confusion
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
@@ -35,10 +36,12 @@ __all__ = [
     "class_calibration_error",
     "class_hits",
     "class_recall",
+    "confused_pairs",
     "evaluate_predictions",
     "expected_calibration_error",
     "fit_temperature",
     "group_accuracy",
+    "group_confusion",
     "group_index",
     "harmonic_mean",
     "label_entropy_bits",

@@ -30,8 +30,10 @@ SMALL_SIDE = 96
 """Files up to this side get a ResNet-18 and stay in memory; larger ones are photographs: ResNet-50 at 224, streamed."""
 SMALL_FRAMES = (16, 24, 32, 48, 64, 96)
 """Sides that small files are brought to, whichever is nearest."""
-_IMAGES_A_STAGE = {False: 45_000, True: 1_000_000}
-"""Small files, photographs: how many images a stage sees by default, in 15 to 90 epochs."""
+_IMAGES_A_STAGE = {False: 30_000, True: 1_000_000}
+"""Small files, photographs: how many images a stage sees by default."""
+_FEWEST_EPOCHS = {False: 10, True: 15}
+_MOST_EPOCHS = 90
 
 Choose = Callable[[str, Any], Any]
 
@@ -66,8 +68,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     tiny, photos = max(image_size) <= TINY_SIDE, files and min(image_size) > SMALL_SIDE
     encoder = _sketch(backbone, data.train.channels, image_size)
     _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
-    passes = min(max(round(_IMAGES_A_STAGE[photos] / size), 15), 90)
-    choose("select", "best" if config.val_fraction else "last")
+    passes = min(max(round(_IMAGES_A_STAGE[photos] / size), _FEWEST_EPOCHS[photos]), _MOST_EPOCHS)
     epochs = choose("epochs", 60 if tiny else passes if files else 200)
     choose("teacher.epochs", epochs)
     batch = choose("batch_size", 32 if tiny else 64 if files else 128)
@@ -94,6 +95,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     # The paper distils on CIFAR only, where small networks over-fit.
     choose("loss.distillation_weight", 0.0 if photos else 1.0)
     _choose_queue(choose, data, feature_dim(encoder))
+    choose("select", "best" if config.val_fraction else "last")
     device = pick_device(config.device)
     chosen["device"] = str(device)
     if photos and device.type == "cpu" and config.backbone is None:
