@@ -5,10 +5,10 @@ READY := .venv/ready
 DOCS_READY := .venv/docs-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check docs bench clean
+.PHONY: help demo test lint check check-report docs bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,6 +43,8 @@ docs: $(DOCS_READY) ## the documentation, into site/; a warning or a broken link
 	@# Not --quiet, which hides warnings from --strict too.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site/index.html"
+check-report: $(READY) ## the pages that runs write, opened in headless Chromium (apt-get install chromium)
+	@$(BIN)/python -m pytest -m check -k in_browser
 
 bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/loss.py

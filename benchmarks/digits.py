@@ -72,21 +72,19 @@ def main() -> None:
 
     import torch
 
-    from longtail.metrics import mean_interval
+    from longtail.metrics import MeanInterval, mean_interval
+    from longtail.metrics.paired import paired_by_seed
     from longtail.training.run_folder import environment
 
-    def interval(values: list[float]) -> dict[str, float | None]:
-        found = mean_interval(values)
+    def as_json(found: MeanInterval) -> dict[str, float | None]:
         return {"mean": found.mean, "low": found.low, "high": found.high}
 
-    def column(method: str, figure: str) -> list[float]:
-        return [figures[method, seed][figure] for seed in range(options.seeds)]
+    def column(method: str, figure: str) -> dict[int, float]:
+        return {seed: figures[method, seed][figure] for seed in range(options.seeds)}
 
-    table = {m: {f: interval(column(m, f)) for f in FIGURES} for m in METHODS}
+    table = {m: {f: as_json(mean_interval(list(column(m, f).values()))) for f in FIGURES} for m in METHODS}
     differences = {
-        f"{one} - {other}": {
-            f: interval([a - b for a, b in zip(column(one, f), column(other, f), strict=True)]) for f in FIGURES
-        }
+        f"{one} - {other}": {f: as_json(paired_by_seed(column(one, f), column(other, f))) for f in FIGURES}
         for one, other in (("gml", "cross_entropy"), ("gml", "logit_adjustment"))
     }
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from browser import find_chromium, running_browser
 from longtail.cli import main
 from longtail.config import replace_options
 from longtail.data import DataSplits, ImageSet
@@ -70,6 +71,16 @@ class Desk:
         """Return every path with its bytes (None for folders)."""
         root = self.folder / below
         return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium (tests/browser.py)."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("there is no chromium, chromium-browser or google-chrome on the path")
+    with running_browser(program) as started:
+        yield started
 
 
 @pytest.fixture

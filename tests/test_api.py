@@ -141,7 +141,7 @@ def test_run_folder_holds_what_was_promised(result):
     names = {path.name for path in result.folder.iterdir()} - {".lock"}
     assert names == set(
         "config.yaml model.safetensors model.json resume metrics.jsonl evaluation.json per_class.csv report.html "
-        "environment.json data.json teacher".split()
+        "environment.json data.json teacher predictions.safetensors predictions.json gallery.json".split()
     )
     [state] = (result.folder / "resume").iterdir()
     assert {path.name for path in state.iterdir()} == {"state.safetensors", "state.json"}

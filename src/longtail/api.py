@@ -20,10 +20,11 @@ from longtail.reporting import fold_summary, summary, write_report
 from longtail.training.calibration import read_temperature, with_validation
 from longtail.training.checkpoint import CheckpointFolder
 from longtail.training.defaults import choose_pretrained, chosen_framing, describe, pick_device, resolve
-from longtail.training.evaluation import evaluate_classifier, save_predictions, write_evaluation
+from longtail.training.evaluation import evaluate_classifier, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
+from longtail.training.gallery import write_gallery
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_data import frame_for_run, notes_on_other_runs, read_other_data, read_splits, read_test_set
+from longtail.training.run_data import frame_for_run, notes_on_other_runs, read_other_data, read_run_data, read_splits
 from longtail.training.run_folder import (
     RunFolder,
     check_free,
@@ -300,7 +301,8 @@ def evaluate(
         check_config(path, state)
     where, workers = pick_device(device), config.loading.workers
     if data is None:
-        test = read_test_set(path, config, state, say)
+        splits = read_run_data(path, config, state, say)
+        test = splits.test
     else:
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
@@ -311,9 +313,8 @@ def evaluate(
         evaluated = evaluate_under_prior(evaluated, classifier, expected, str(prior), temperature, config.group_edges)
         print_under_prior(say, as_it_is, evaluated.figures)
     elif data is None:
-        write_evaluation(path, evaluated)
-        if config.folds is not None:
-            save_predictions(path, evaluated)
+        write_gallery(path, classifier, evaluated, splits.train, test)
+        write_evaluation(path, evaluated, keep_logits=config.folds is not None)
         write_report(path)
     if expected is None:
         say.say(summary(evaluated.figures))

@@ -42,6 +42,8 @@ def make_run(
     prior = torch.full((len(counts),), 1 / len(counts))
     evaluation = summarise(logits, labels, torch.tensor(counts), prior, NAMES[: len(counts)], edges)
     write_evaluation(folder, evaluation)
+    for file in folder.glob("predictions.*"):
+        file.unlink()
     if predictions:
         files = [f"test/{k}.png" for k in range(len(labels))]
         save_tensors(folder, "predictions", {"logits": logits, "labels": labels}, {"files": files})

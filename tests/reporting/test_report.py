@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from longtail.config import TrainConfig, replace_options
+from longtail.data.thumbnails import thumbnail
 from longtail.errors import UserError
 from longtail.metrics.folds import fold_figures
 from longtail.reporting import write_report
@@ -137,6 +138,24 @@ def full(run: Path) -> None:
     )
     record = {"versions": {"torch": "2.15.0"}, "hardware": {"processor": EVIL}, "seconds": {"student": 185.0}}
     (run / "environment.json").write_text(json.dumps(record))
+    (run / "gallery.json").write_text(json.dumps(GALLERY))
+
+
+DOT = thumbnail(torch.zeros(1, 1, 1, dtype=torch.uint8))
+GALLERY = {
+    "group": "few",
+    "images": 39,
+    "mistakes": 5,
+    "most_of_a_class": 3,
+    "no_neighbours": None,
+    "entries": [
+        {"image": 7, "file": f"a/{EVIL}.jpg", "true": EVIL, "predicted": '"><b>x', "confidence": 0.876}
+        | {"thumbnail": DOT}
+        | {"nearest": [{"image": 3, "file": None, "class": EVIL, "similarity": 0.914, "thumbnail": DOT}]},
+        {"image": 9, "file": None, "true": "eight & more", "predicted": "\u0623\u0631\u0646\u0628", "confidence": 0.5}
+        | {"thumbnail": DOT, "nearest": []},
+    ],
+}
 
 
 def test_page_fetches_nothing_and_runs_only_its_own_script(run: Path) -> None:
@@ -146,7 +165,9 @@ def test_page_fetches_nothing_and_runs_only_its_own_script(run: Path) -> None:
         for name in FETCHING & set(values):
             if tag == "data":
                 continue
-            assert values[name].startswith("#") or values[name] == "data:,", (tag, name, values[name])
+            own = values[name].startswith("#") or values[name] == "data:,"
+            picture = tag == "img" and values[name].startswith("data:image/png;base64,")
+            assert own or picture, (tag, name, values[name])
         assert not [name for name in values if name.startswith("on")], (tag, values)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", source)
     targets = {values["id"] for _, values in page.tags if "id" in values}
@@ -215,7 +236,7 @@ def test_every_chart_is_described(run: Path) -> None:
     ids = [values["id"] for _, values in page.tags if "id" in values]
     assert len(ids) == len(set(ids))
     charts = page.all("svg")
-    assert len(charts) == 4 + 3 + 5 + 1
+    assert len(charts) == 5 + 3 + 5 + 1
     for chart in charts:
         assert chart["role"] == "img"
         assert set(chart["aria-labelledby"].split()) <= set(ids)
@@ -338,6 +359,107 @@ def test_same_files_give_the_same_bytes(run: Path) -> None:
     assert [entry.name for entry in run.iterdir() if entry.suffix == ".tmp"] == []
 
 
+def test_mistakes_are_shown_with_their_neighbours(run: Path) -> None:
+    assert "Mistakes" not in read(run).text
+    full(run)
+    page = read(run)
+    assert "5 of 39 test images of few classes are wrong. Shown are 2: the rarest classes first" in page.text
+    alts = [values["alt"] for values in page.all("img")]
+    assert alts == [
+        f'Test image of {EVIL}, taken for "><b>x',
+        f"Training image of {EVIL}",
+        "Test image of eight & more, taken for \u0623\u0631\u0646\u0628",
+    ]
+    assert f"a/{EVIL}.jpg" in page.text
+    assert "Test image 9" in page.text
+    assert "87.6 %" in page.text
+    assert "0.91 true" in page.text
+    for reason in ("This method keeps no queue.", EVIL):
+        (run / "gallery.json").write_text(json.dumps(GALLERY | {"no_neighbours": reason}))
+        assert f"Nearest training images are not shown. {reason}" in read(run).text
+        assert EVIL not in (run / "report.html").read_text()
+    (run / "gallery.json").write_text(json.dumps(GALLERY | {"entries": [], "mistakes": 0}))
+    assert "None: all 39 test images of few classes are right." in read(run).text
+
+
+@pytest.mark.parametrize("uri", ["https://example.org/x.png", "data:text/html;base64,AAAA", DOT + '"', "data:,", 3])
+def test_a_gallery_with_anything_but_its_own_pictures_is_refused(run: Path, uri: object) -> None:
+    entry = GALLERY["entries"][0] | {"thumbnail": uri}
+    (run / "gallery.json").write_text(json.dumps(GALLERY | {"entries": [entry]}))
+    with pytest.raises(UserError, match=r"gallery\.json cannot be read"):
+        write_report(run)
+    for broken in ("[]", "{}", json.dumps(GALLERY)[:-9], json.dumps(GALLERY | {"entries": [{}]})):
+        (run / "gallery.json").write_text(broken)
+        with pytest.raises(UserError, match=r"gallery\.json cannot be read"):
+            write_report(run)
+
+
+def test_confusions_are_counted_with_intervals(run: Path) -> None:
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    page = read(run)
+    flow = evaluation["group_confusion"]
+    for true, predicted in (("few", "many"), ("many", "few")):
+        count, images = flow[true][predicted], flow[true]["images"]
+        # Wilson's interval, written out.
+        z, share = 1.959963984540054, count / images
+        middle, half = share + z * z / (2 * images), z * ((share * (1 - share) + z * z / (4 * images)) / images) ** 0.5
+        low, high = (100 * (middle + sign * half) / (1 + z * z / images) for sign in (-1, 1))
+        was = "was" if count == 1 else "were"
+        assert f"Of {images} test images of {true} classes, {count} {was} taken for a {predicted} class" in page.text
+        assert f"{100 * share:.1f} %, 95 % interval {low:.1f} {DASH} {high:.1f} %." in page.text
+        row = flow[true]
+        cells = [str(row[key]) for key in ("images", "right", "many", "medium", "few")]
+        assert [true, *cells] in page.rows
+    first = evaluation["confused_pairs"][0]
+    row = next(row for row in page.rows if len(row) == 6 and row[2:4] == [str(first["count"]), str(first["of"])])
+    assert row[0].startswith(NAMES[first["true"]])
+    assert row[1].startswith(NAMES[first["predicted"]])
+    assert row[4] == percent(first["count"] / first["of"])
+    for broken in ([{"true": 99, "predicted": 0, "count": 1, "of": 2}], [{}], 3):
+        (run / "evaluation.json").write_text(json.dumps(evaluation | {"confused_pairs": broken}))
+        with pytest.raises(UserError, match=r"evaluation\.json has confusions that cannot be read"):
+            write_report(run)
+    del evaluation["confused_pairs"]
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "What is taken for what" not in read(run).text
+
+
+def test_confusions_of_few_images_are_not_given_as_shares(tmp_path: Path) -> None:
+    make_run(tmp_path, [150, 30, 12], [0, 20, 2], ["a", "b", "c"])
+    page = read(tmp_path)
+    assert re.search(
+        r"Of 2 test images of few classes, \d w\w+ taken for a many class: too few images to tell", page.text
+    )
+    assert "No test image is of a class with more than 100 training images" in page.text
+
+
+def test_a_chosen_epoch_and_a_temperature_are_told(run: Path) -> None:
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    selected = {"epoch": 12, "of": 30, "figure": "val_balanced_accuracy", "value": 0.8125, "images": 64}
+    groups = {"many": {"accuracy": 0.5}, "medium": {"accuracy": None}, "few": {"accuracy": 0.25}}
+    added = {"selection": "best", "selected": selected}
+    added["calibrated"] = {"temperature": 1.37, "ece": 0.0512, "class_ece": 0.2034}
+    added["post_hoc"] = {"tau": 0.7, "balanced_accuracy": 0.4375, "groups": groups}
+    (run / "evaluation.json").write_text(json.dumps(evaluation | added))
+    record = {"temperature": 1.37, "images": 64, "nll": [0.91, 0.75], "ece": [0.132, 0.041]}
+    (run / "calibration.json").write_text(json.dumps(record))
+    text = read(run).text
+    assert "Figures of epoch 12, the best of 30 by balanced accuracy on 64 validation images (81.2 %)" in text
+    assert "A temperature of 1.37 was fitted on 64 validation images" in text
+    assert "from 13.2 % to 4.1 %, and the negative log-likelihood from 0.91 to 0.75" in text
+    assert "On the test images the mean gap becomes 5.1 %, and that by class 20.3 %" in text
+    assert "no better than without" not in text
+    added["calibrated"]["ece"] = 0.99
+    (run / "evaluation.json").write_text(json.dumps(evaluation | added))
+    assert "20.3 %: no better than without, as happens where" in read(run).text
+    assert "strength 0.7, chosen on the validation images; Menon et al. 2021" in text
+    assert "a balanced accuracy of 43.8 %, many 50.0 %, few 25.0 %. The figures above are without it." in text
+    for broken in ("{}", "[]", json.dumps(record | {"ece": [0.1]}), json.dumps(record | {"nll": "x"})):
+        (run / "calibration.json").write_text(broken)
+        with pytest.raises(UserError, match=r"calibration\.json cannot be read"):
+            write_report(run)
+
+
 def test_scales_place_values_and_choose_round_ticks() -> None:
     scale = Scale(1, 100, 0.0, 200.0, log=True)
     assert [scale(v) for v in (1, 10, 100)] == pytest.approx([0.0, 100.0, 200.0])
@@ -371,7 +493,7 @@ def test_every_class_figure_stands_beside_its_test_images(run: Path) -> None:
     assert "5 classes with fewer than 20 training images; 99 test images" in page.text
     # What the script builds is what the page holds without it.
     (own,) = [text for values, text in page.scripts if not values.get("type")]
-    assert "${r.confused} (${r.times} of ${r.test})" in own
+    assert " (${r.times} of ${r.test})" in own
 
 
 def test_group_edges_are_those_of_the_evaluation(tmp_path: Path) -> None:
@@ -381,7 +503,7 @@ def test_group_edges_are_those_of_the_evaluation(tmp_path: Path) -> None:
     assert "set for this run" not in usual
     write_figures(tmp_path, COUNTS, TESTS, NAMES, seed=0, edges=(37, 8))
     text = read(tmp_path).text
-    assert text.count("many: more than 37 training images, medium: 8 to 37, few: fewer than 8") == 2
+    assert text.count("many: more than 37 training images, medium: 8 to 37, few: fewer than 8") == 3
     assert "4 classes with more than 37 training images" in text
     assert "These edges were set for this run; most published figures use 100 and 20." in text
     assert not re.search(r"than (100|20) training", text)

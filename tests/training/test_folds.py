@@ -57,6 +57,10 @@ def test_layout_and_pooled_figures_of_repeated_folds(desk, photos):
     assert pooled["test_images"] == 14  # each image at most once, not once a deal
     right = sum(round(part["top1"] * part["test_images"]) for part in parts[:3])
     assert pooled["top1"] == pytest.approx(right / 14)
+    # The kept predictions are those of the first deal, image by image.
+    files = [file for number in range(3) for file in read(run / f"fold-{number}" / "predictions.json")["files"]]
+    assert read(run / "predictions.json")["files"] == files
+    assert len(set(files)) == len(load_predictions(run)[1]) == 14
     rows = list(csv.DictReader((run / "per_class.csv").open()))
     assert [(row["name"], int(row["test_images"])) for row in rows] == [("ant", 9), ("bee", 5), ("cat", 0)]
     assert [int(row["train_images"]) for row in rows] == [6, 3, 1]

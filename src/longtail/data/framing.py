@@ -40,7 +40,7 @@ def decode_all(files: ImageFiles, workers: int, progress: Progress | None = None
         done += len(frames)
         if progress is not None:
             progress(done, len(files))
-    return ImageSet(images, files.labels, files.class_names, framed=files.framing)
+    return ImageSet(images, files.labels, files.class_names, files.framing, files.paths)
 
 
 def frame_splits(

@@ -67,10 +67,12 @@ class LabelledImages:
     Attributes:
         labels: int64 ``[N]``, 0..len(class_names)-1.
         class_names: one name a class, in label order.
+        paths: one a file, as listed; None where the images never were files.
     """
 
     labels: Tensor
     class_names: tuple[str, ...]
+    paths: PathTable | None
 
     def __len__(self) -> int:
         return int(self.labels.numel())
@@ -118,12 +120,14 @@ class ImageSet(LabelledImages):
         labels: int64 ``[N]``, 0..len(class_names)-1.
         class_names: one name a class, in label order.
         framed: how files became these images; None if the images were arrays from the start.
+        paths: of those files; None if there were none.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     framed: Framing | None = None
+    paths: PathTable | None = None
 
     @property
     def channels(self) -> int:
@@ -138,7 +142,8 @@ class ImageSet(LabelledImages):
 
     def subset(self, indices: Tensor) -> Self:
         """Return the images at ``indices [M]`` (int64), in that order, with new ids 0..M-1."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        paths = None if self.paths is None else self.paths.select(indices.tolist())
+        return replace(self, images=self.images[indices], labels=self.labels[indices], paths=paths)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over labels and pixels."""

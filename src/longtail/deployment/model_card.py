@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import yaml
 
 import longtail
+from longtail.deployment.run_records import RunRecords, read_records
 from longtail.errors import counted
 from longtail.metrics import GROUPS
 from longtail.models import Classifier
@@ -18,27 +18,12 @@ from longtail.reporting.headline import group_sizes
 from longtail.reporting.markdown import escape, table
 from longtail.reporting.report import METHODS
 from longtail.reporting.reproduce import reproduce_command
-from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
-from longtail.training.calibration import read_calibration
-from longtail.training.run_folder import read_config, read_environment
 
 CARD_FILE = "README.md"
 _WORST = 5
 _MOST_CLASSES = 200
 """Above this number of classes the card lists the largest and smallest only."""
 _ENDS = 10
-
-
-@dataclass(frozen=True)
-class _Records:
-    """What lies in a run folder; None where a file is not there."""
-
-    config: dict[str, Any] | None
-    evaluation: dict[str, Any] | None
-    classes: list[ClassRow]
-    data: DataRecord | None
-    environment: dict[str, dict[str, Any]]
-    calibration: dict[str, Any] | None
 
 
 def model_card(run: Path, classifier: Classifier, usage: str = "") -> str:
@@ -52,7 +37,7 @@ def model_card(run: Path, classifier: Classifier, usage: str = "") -> str:
     Raises:
         UserError: a record is cut off or of another form.
     """
-    records = _read(run)
+    records = read_records(run)
     title = f"{_data_name(records)}: {_method(records)}"
     how = f"```python\n{usage}\n```" if usage else ""
     sections = [
@@ -70,30 +55,17 @@ def model_card(run: Path, classifier: Classifier, usage: str = "") -> str:
     return f"---\n{_head(records, title)}---\n\n# {escape(title)}\n\n{body}\n"
 
 
-def _read(run: Path) -> _Records:
-    evaluation = read_evaluation(run / "evaluation.json") if (run / "evaluation.json").exists() else None
-    table_file = run / "per_class.csv"
-    return _Records(
-        config=read_config(run) if (run / "config.yaml").exists() else None,
-        evaluation=evaluation,
-        classes=read_classes(table_file, evaluation["classes"]) if evaluation and table_file.exists() else [],
-        data=read_data(run / "data.json"),
-        environment=read_environment(run / "environment.json"),
-        calibration=read_calibration(run),
-    )
-
-
-def _data_name(records: _Records) -> str:
+def _data_name(records: RunRecords) -> str:
     data = str((records.config or {}).get("data") or "")
     return Path(data).name or "images"
 
 
-def _method(records: _Records) -> str:
+def _method(records: RunRecords) -> str:
     method = (records.config or {}).get("method")
     return METHODS.get(str(method), str(method)) if method else "image classifier"
 
 
-def _head(records: _Records, title: str) -> str:
+def _head(records: RunRecords, title: str) -> str:
     """Return the YAML that model hubs read."""
     head: dict[str, Any] = {
         "library_name": "longtail",
@@ -127,7 +99,7 @@ def _intended_use(classifier: Classifier) -> str:
     )
 
 
-def _data(classifier: Classifier, records: _Records) -> str:
+def _data(classifier: Classifier, records: RunRecords) -> str:
     height, width = classifier.image_size
     framing, channels = classifier.framing, len(classifier.mean)
     lines = [
@@ -149,7 +121,7 @@ def _data(classifier: Classifier, records: _Records) -> str:
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def _figures(records: _Records) -> str:
+def _figures(records: RunRecords) -> str:
     evaluation = records.evaluation
     if evaluation is None:
         return "None: there is no evaluation.json beside the model."
@@ -177,7 +149,7 @@ def _figures(records: _Records) -> str:
     )
 
 
-def _weaknesses(records: _Records) -> str:
+def _weaknesses(records: RunRecords) -> str:
     tested = [row for row in records.classes if row.accuracy is not None]
     if not tested:
         return ""
@@ -202,7 +174,7 @@ def _weaknesses(records: _Records) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _calibration(records: _Records) -> str:
+def _calibration(records: RunRecords) -> str:
     lines = []
     if records.evaluation is not None:
         lines.append(
@@ -239,7 +211,7 @@ def _prior(classifier: Classifier) -> str:
     )
 
 
-def _training(classifier: Classifier, records: _Records) -> str:
+def _training(classifier: Classifier, records: RunRecords) -> str:
     parts = [f"Encoder {escape(str(classifier.spec['encoder']))}, {classifier.spec['head']} classifier."]
     config = records.config
     if config is not None:
@@ -260,7 +232,7 @@ def _training(classifier: Classifier, records: _Records) -> str:
     return "\n\n".join(parts)
 
 
-def _classes(classifier: Classifier, records: _Records) -> str:
+def _classes(classifier: Classifier, records: RunRecords) -> str:
     counts = classifier.class_counts.tolist()
     by_name = {row.name: row for row in records.classes}
     order = sorted(range(len(counts)), key=lambda index: -counts[index])

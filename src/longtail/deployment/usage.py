@@ -6,30 +6,20 @@ from longtail.deployment.formats import ONNX_FILE, TORCH_FILE
 from longtail.deployment.graph import Form
 from longtail.models import Classifier
 
-_ONNX = """import json
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("{file}")
+_IMPORTS = {"onnx": "import onnxruntime", "torch": "import torch", "safetensors": "import longtail\nimport torch"}
+_ONNX = """session = onnxruntime.InferenceSession("{file}")
 about = session.get_modelmeta().custom_metadata_map
 names = json.loads(about["class_names"])
 {normalise}logits, probabilities = session.run(None, {{"images": images{prior_input}}})
 print(names[probabilities[0].argmax()], probabilities[0].max())"""
-_TORCH = """import json
-import numpy as np
-import torch
-
-extra = {{"longtail.json": ""}}
+_TORCH = """extra = {{"longtail.json": ""}}
 model = torch.export.load("{file}", extra_files=extra).module()
 about = json.loads(extra["longtail.json"])
 names = json.loads(about["class_names"])
-{normalise}logits, probabilities = model(torch.from_numpy(images){prior_input})
+{normalise}logits, probabilities = model(torch.tensor(images){prior_input})
 print(names[int(probabilities[0].argmax())], float(probabilities[0].max()))"""
-_LONGTAIL = """import longtail
-import torch
-
-model = longtail.load(".")  # the folder of these files
-probabilities = model.predict(torch.from_numpy(pixels.copy()))
+_LONGTAIL = """model = longtail.load(".")  # the folder of these files
+probabilities = model.predict(torch.tensor(pixels))
 print(model.class_names[int(probabilities[0].argmax())], float(probabilities[0].max()))"""
 _NORMALISE = """mean, std = (np.float32(json.loads(about[key])).reshape(-1, 1, 1) for key in ("mean", "std"))
 images = ((pixels / np.float32(255) - mean) / std).astype("float32")
@@ -38,14 +28,16 @@ images = ((pixels / np.float32(255) - mean) / std).astype("float32")
 
 def usage(kind: str, classifier: Classifier, form: Form) -> str:
     """Return Python that classifies ``photo.jpg`` with an export of ``kind`` (onnx, torch, safetensors)."""
-    pixels = _pixels(classifier, form.resizing)
+    first = "" if kind == "safetensors" else "import json\n\n"
+    imports = f"{first}import numpy as np\n{_IMPORTS[kind]}\nfrom PIL import Image, ImageOps"
+    pixels = f"{imports}\n\n{_pixels(classifier, form.resizing)}"
     if kind == "safetensors":
         return f"{pixels}\n\n{_LONGTAIL}"
     if kind == "onnx":
         prior = ', "log_prior": log_prior' if form.prior_input else ""
         text = _ONNX.format(file=ONNX_FILE, normalise=_normalise(form), prior_input=prior)
     else:
-        prior = ", torch.from_numpy(log_prior)" if form.prior_input else ""
+        prior = ", torch.tensor(log_prior)" if form.prior_input else ""
         text = _TORCH.format(file=TORCH_FILE, normalise=_normalise(form), prior_input=prior)
     return f"{pixels}\n\n{text}"
 
@@ -60,12 +52,7 @@ def _normalise(form: Form) -> str:
 def _pixels(classifier: Classifier, resizing: bool) -> str:
     """Return the lines that bring an image file to ``pixels``, uint8 ``[1, channels, H, W]``."""
     gray = len(classifier.mean) == 1
-    lines = [
-        "import numpy as np",
-        "from PIL import Image, ImageOps",
-        "",
-        f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{"L" if gray else "RGB"}")',
-    ]
+    lines = [f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{"L" if gray else "RGB"}")']
     if not resizing:
         height, width = classifier.image_size
         side, kind = classifier.framing.resize, classifier.framing.interpolation.upper()

@@ -26,6 +26,7 @@ from longtail.metrics.conformal import (
     set_figures,
     shortlists,
 )
+from longtail.metrics.confusion import confused_pairs, group_confusion
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
@@ -51,11 +52,13 @@ __all__ = [
     "class_set_figures",
     "conformal_scores",
     "conformal_thresholds",
+    "confused_pairs",
     "estimate_prior",
     "evaluate_predictions",
     "expected_calibration_error",
     "fit_temperature",
     "group_accuracy",
+    "group_confusion",
     "group_index",
     "harmonic_mean",
     "label_entropy_bits",

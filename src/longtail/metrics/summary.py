@@ -23,6 +23,7 @@ from longtail.metrics.calibration import (
     predict_with_confidence,
     reliability,
 )
+from longtail.metrics.confusion import confused_pairs, group_confusion, pair_counts
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.inputs import checked_class_vector, checked_logits
@@ -54,7 +55,8 @@ def evaluate_predictions(
         `groups`, `group_edges`, `worst_class` ({"class", "accuracy"}), `harmonic_mean`,
         `harmonic_mean_floor`, `macro_f1`, `ece`, `class_ece`, `mutual_information_bits` (None if a class
         with test images has `logit_prior` 0), `label_entropy_bits`, `intervals` ({"level", "method", "top1",
-        "balanced_accuracy", "many", "medium", "few"}: [low, high] or None) and `reliability` (15 bins).
+        "balanced_accuracy", "many", "medium", "few"}: [low, high] or None), `reliability` (15 bins),
+        `confused_pairs` (the 50 most frequent, see there) and `group_confusion` (see there).
 
     Raises:
         ValueError: for an empty test set, labels out of range, shapes that differ or a logit not finite.
@@ -95,17 +97,16 @@ def evaluate_predictions(
             **{name: None if pair is None else list(pair) for name, pair in bounds.items()},
         },
         "reliability": reliability(confidence, right),
+        "confused_pairs": confused_pairs(predictions, labels, num_classes),
+        "group_confusion": group_confusion(predictions, labels, class_counts, edges),
     }
 
 
 def _most_confused(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[int, tuple[int, int]]:
     """Return {true class: (its most frequent wrong prediction, how often)}; of equals, the first class."""
-    wrong = predictions != labels
-    # Only pairs that occur are counted, at most N of them: a confusion matrix would be C x C.
-    pairs, counts = torch.unique(labels[wrong] * num_classes + predictions[wrong], return_counts=True)
     confused: dict[int, tuple[int, int]] = {}
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        label, prediction = divmod(pair, num_classes)
+    true, predicted, counts = pair_counts(predictions, labels, num_classes)
+    for label, prediction, count in zip(true.tolist(), predicted.tolist(), counts.tolist(), strict=True):
         if count > confused.get(label, (0, 0))[1]:
             confused[label] = (prediction, count)
     return confused

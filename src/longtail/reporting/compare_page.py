@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 import longtail
@@ -17,6 +16,7 @@ from longtail.reporting.compared_runs import FIGURES, SeedGroup
 from longtail.reporting.comparison import Comparison
 from longtail.reporting.run_record import read_log
 from longtail.reporting.svg import Plot, Scale, linear_scale, number, percent
+from longtail.reporting.templates import templates
 
 HUES = 6
 """Colours that lines take in turn; from the seventh group on they are dashed."""
@@ -37,21 +37,18 @@ def render_comparison(
     comparison: Comparison, tables: Sequence[tuple[str, list[str], list[list[str]], list[str]]]
 ) -> str:
     """Return the page; ``tables`` are (title, head, rows, notes below)."""
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("longtail.reporting", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template("compare.html").render(
-        names=[group.name for group in comparison.groups],
-        groups=comparison.groups,
-        tables=tables,
-        figures=figures_chart(comparison),
-        curves=[(title, overlay_chart(key, title, lines)) for key, title, lines in _curves(comparison.groups)],
-        hues=HUES,
-        version=longtail.__version__,
+    return (
+        templates()
+        .get_template("compare.html")
+        .render(
+            names=[group.name for group in comparison.groups],
+            groups=comparison.groups,
+            tables=tables,
+            figures=figures_chart(comparison),
+            curves=[(title, overlay_chart(key, title, lines)) for key, title, lines in _curves(comparison.groups)],
+            hues=HUES,
+            version=longtail.__version__,
+        )
     )
 
 
@@ -61,7 +58,7 @@ def figures_chart(comparison: Comparison) -> Markup:
         f"{row.name}: " + ", ".join(f"{FIGURES[k]} {percent(v.mean)}" for k in _SHARES if (v := row.figures[k]))
         for row in comparison.rows
     ]
-    plot = Plot("chart-figures", "Figures of each group of runs", "; ".join(said) + ".", width=700, bottom=30)
+    plot = Plot("chart-figures", "Figures of each group of runs", "; ".join(said) + ".", bottom=30)
     y = Scale(0.0, 1.0, plot.bottom, plot.top + 6)
     plot.axes(None, y, lambda v: percent(v, 0))
     room = (plot.right - plot.left) / len(_SHARES)

@@ -147,9 +147,9 @@ def _one_against_one(group: SeedGroup, base: SeedGroup, shared: tuple[int, ...])
         a, b = one.figure(name), other.figure(name)
         figures[name] = None if a is None or b is None else MeanInterval(a - b, None, None)
     which = "" if seed is None or len(group.runs) == len(base.runs) == 1 else f"only seed {seed} is in both; "
-    lacking = [str(run.path) for run in (one, other) if run.predictions is None]
+    lacking = [f"{run.path}/predictions.safetensors" for run in (one, other) if run.predictions is None]
     if one.predictions is None or other.predictions is None:
-        note = f"{which}no interval: no {lacking[0]}/predictions.safetensors (longtail evaluate writes it)."
+        note = f"{which}no interval without {' and '.join(lacking)} (longtail evaluate writes it)."
         return Row(group.name, shared, "none", figures, note)
     right, labels, _ = one.predictions
     paired = paired_by_image(right, other.predictions[0], labels, one.class_counts, one.edges)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -17,7 +15,7 @@ from longtail.reporting import charts
 from longtail.reporting.inspect_figures import size_bins
 from longtail.reporting.inspect_findings import trust
 from longtail.reporting.inspect_text import expected_time
-from longtail.reporting.svg import number, percent
+from longtail.reporting.templates import templates
 from longtail.reporting.thumbnails import thumbnails
 
 MOST_PICTURES = 2000
@@ -63,23 +61,25 @@ def render(figures: Figures, found: Survey) -> str:
     samples = class_samples(figures["classes"], found, MOST_PICTURES - len(wanted))
     wanted += [index for indices in samples.values() for index in indices]
     pictures = thumbnails(found.images, list(dict.fromkeys(wanted)))
-    environment = _environment()
     rows = [SizedClass(row["class"], row["group"], row["train_images"]) for row in figures["classes"]]
-    return environment.get_template("inspect.html").render(
-        figures=figures,
-        mark=Markup(_MARK),
-        style=report_style(environment),
-        chart=charts.class_count_chart(rows) if figures["largest_class"] else None,
-        bins=size_bins([row["train_images"] for row in figures["classes"]]),
-        exact=exact,
-        pairs=pairs,
-        suspects=suspects,
-        trust=trust(figures["label_suspects"]) if suspects else "",
-        samples=samples,
-        pictures=pictures,
-        place=place,
-        rows_a_table=ROWS_A_TABLE,
-        time=expected_time(figures["training"]) if figures["training"] and figures["training"]["stages"] else None,
+    return (
+        templates()
+        .get_template("inspect.html")
+        .render(
+            figures=figures,
+            mark=Markup(_MARK),
+            chart=charts.class_count_chart(rows) if figures["largest_class"] else None,
+            bins=size_bins([row["train_images"] for row in figures["classes"]]),
+            exact=exact,
+            pairs=pairs,
+            suspects=suspects,
+            trust=trust(figures["label_suspects"]) if suspects else "",
+            samples=samples,
+            pictures=pictures,
+            place=place,
+            rows_a_table=ROWS_A_TABLE,
+            time=expected_time(figures["training"]) if figures["training"] and figures["training"]["stages"] else None,
+        )
     )
 
 
@@ -115,24 +115,3 @@ def _shown_suspects(suspects: Figures | None) -> list[Figures]:
         left -= len(listed)
         rows.append({**row, "listed": listed})
     return rows
-
-
-def report_style(environment: jinja2.Environment) -> Markup:
-    """Return the style sheet of the report, which lies in its template: both pages look alike."""
-    source = (Path(__file__).parent / "template.html").read_text(encoding="utf-8")
-    found = re.search(r"<style>(.*?)</style>", source, re.DOTALL)
-    assert found is not None
-    return Markup(environment.from_string(found.group(1)).render())
-
-
-def _environment() -> jinja2.Environment:
-    """Return what makes pages of templates: it escapes all text, and a name it is not given is an error."""
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("longtail.reporting", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters.update(percent=percent, number=number)
-    return pages

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _NEEDED = (
     "intervals reliability"
 ).split()
 _OF_FOLDS = {"mean", "sd", "values", "undefined", "interval"}
+_PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,47 @@ def read_data(path: Path) -> DataRecord | None:
         raise UserError(
             f"{path} cannot be read as a record of the data ({error}); it was cut off or changed."
         ) from None
+
+
+def read_temperature_figures(path: Path) -> dict[str, Any] | None:
+    """Return a ``calibration.json`` (temperature, images, nll and ece before and after), None if there is none.
+
+    Raises:
+        UserError: it lacks one of them.
+    """
+    if not path.exists():
+        return None
+    record = read_json(path)
+    try:
+        pairs = {key: [float(value) for value in record[key]] for key in ("nll", "ece")}
+        if any(len(pair) != 2 for pair in pairs.values()):
+            raise ValueError("nll and ece need two values each")
+        return {"temperature": float(record["temperature"]), "images": int(record["images"]), **pairs}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a calibration ({error}); it was cut off or changed.") from None
+
+
+def read_gallery(path: Path) -> dict[str, Any] | None:
+    """Return a ``gallery.json`` (see ``longtail.training.gallery``), None if there is none.
+
+    Raises:
+        UserError: it is of another form, or a thumbnail is not a picture that the file itself holds.
+    """
+    if not path.exists():
+        return None
+    record = read_json(path)
+    try:
+        whole = {"group", "images", "mistakes", "most_of_a_class", "no_neighbours"} <= record.keys()
+        for entry in record["entries"]:
+            whole &= {"image", "file", "true", "predicted", "confidence"} <= entry.keys()
+            whole &= all({"class", "similarity"} <= near.keys() for near in entry["nearest"])
+            pictures = [part["thumbnail"] for part in (entry, *entry["nearest"])]
+            whole &= all(_PICTURE.fullmatch(picture) is not None for picture in pictures)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} cannot be read as pictures of mistakes; it was cut off or changed.")
+    return dict(record)
 
 
 def read_folds(path: Path, evaluation: dict[str, Any]) -> dict[str, Any] | None:

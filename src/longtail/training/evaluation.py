@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from longtail.metrics import GROUP_EDGES, balanced_accuracy, class_recall, evalu
 from longtail.models import Classifier
 
 _BATCH = 64
-_PREDICTIONS = "predictions"
+PREDICTIONS = "predictions"
+MOST_BYTES = 2**28
+"""Logits that take more are not kept: 256 MiB, which 8000 images of 8000 classes just fill."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Evaluation:
         rows: those of ``per_class.csv``.
         logits: float32 ``[N, C]``.
         labels: int64 ``[N]``.
+        files: paths of the images as listed; None if they were arrays.
     """
 
     figures: dict[str, Any]
     rows: list[dict[str, Any]]
     logits: Tensor
     labels: Tensor
+    files: list[str] | None = None
 
 
 def collect_logits(
@@ -71,9 +75,11 @@ def evaluate_classifier(
 ) -> Evaluation:
     """Evaluate on ``images``; groups are by the model's training counts, with the edges (many above, few below)."""
     logits = collect_logits(classifier, images, device, workers)
-    return summarise(
+    summary = summarise(
         logits, images.labels, classifier.class_counts.cpu(), classifier.logit_prior.cpu(), images.class_names, edges
     )
+    paths = images.paths
+    return summary if paths is None else replace(summary, files=[paths[index] for index in range(len(paths))])
 
 
 def summarise(
@@ -110,21 +116,27 @@ def quick_look(
 
 
 def save_predictions(folder: Path, evaluation: Evaluation) -> None:
-    """Keep logits and labels of a test set beside its figures, for pooling over folds."""
-    save_tensors(folder, _PREDICTIONS, {"logits": evaluation.logits, "labels": evaluation.labels}, {})
+    """Keep logits, labels and file names of a test set beside its figures: to pool folds, and to compare runs."""
+    meta = {} if evaluation.files is None else {"files": evaluation.files}
+    save_tensors(folder, PREDICTIONS, {"logits": evaluation.logits, "labels": evaluation.labels}, meta)
 
 
-def load_predictions(folder: Path, stem: str = _PREDICTIONS) -> tuple[Tensor, Tensor]:
+def load_predictions(folder: Path, stem: str = PREDICTIONS) -> tuple[Tensor, Tensor]:
     """Return ``(logits [N, C], labels [N])`` of the test set, or, with stem ``"validation"``, of the validation set."""
     tensors, _ = load_tensors(folder, stem)
     return tensors["logits"], tensors["labels"]
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write ``per_class.csv`` and ``evaluation.json`` into ``folder``; the latter last, as the mark of completion."""
+def write_evaluation(folder: Path, evaluation: Evaluation, keep_logits: bool = False) -> None:
+    """Write ``per_class.csv``, predictions and ``evaluation.json`` into ``folder``; the last marks completion.
+
+    Predictions of more than 256 MiB are left out unless ``keep_logits``.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(evaluation.rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(evaluation.rows)
     write_bytes(folder / "per_class.csv", text.getvalue().encode())
+    if keep_logits or evaluation.logits.nbytes <= MOST_BYTES:
+        save_predictions(folder, evaluation)
     write_json(folder / "evaluation.json", evaluation.figures)

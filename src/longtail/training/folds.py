@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from longtail.config import TrainConfig
 from longtail.errors import UserError
-from longtail.files import read_json
+from longtail.files import load_meta, read_json
 from longtail.metrics.folds import fold_figures
 from longtail.models import Classifier
-from longtail.training.evaluation import Evaluation, load_predictions, summarise
+from longtail.training.evaluation import PREDICTIONS, Evaluation, load_predictions, summarise
 
 
 def fold_folders(out: Path, config: TrainConfig) -> list[Path]:
@@ -47,6 +48,9 @@ def pool_folds(out: Path, config: TrainConfig) -> Evaluation:
         names,
         config.group_edges,
     )
+    files = [load_meta(folder, PREDICTIONS).get("files") for folder in first_deal]
+    if None not in files:  # a list each, or none at all for arrays
+        pooled = replace(pooled, files=[file for listed in files for file in listed or ()])
     pooled.figures["selection"] = config.select or "last"
     evaluations = [read_json(folder / "evaluation.json") for folder in folders]
     pooled.figures["folds"] = fold_figures(evaluations, len(first_deal), config.source.repeats)

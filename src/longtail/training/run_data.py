@@ -70,25 +70,29 @@ def frame_for_run(config: TrainConfig, splits: DataSplits, say: ProgressReporter
     )
 
 
-def read_test_set(
-    path: Path, config: TrainConfig, state: dict[str, Any] | None, say: ProgressReporter
-) -> LabelledImages:
-    """Return the test set that a run was started with.
+def read_run_data(path: Path, config: TrainConfig, state: dict[str, Any] | None, say: ProgressReporter) -> DataSplits:
+    """Return the data that a run was started with, to evaluate on; training files stay undecoded.
+
+    The training set is empty if it is not what the run was trained on any more.
 
     Raises:
-        UserError: the data is not what it was: what was trained on might now be tested on.
+        UserError: the test set is not what it was: what was trained on might now be tested on.
     """
     splits = read_splits(config, say)
-    empty = splits.train.subset(torch.empty(0, dtype=torch.int64))
+    train = splits.train
+    empty = train.subset(torch.empty(0, dtype=torch.int64))
+    known = not trained_on_other(path, train.fingerprint())
     # Only the test set is decoded; means and deviations are the classifier's own.
-    test = frame_for_run(config, replace(splits, train=empty, validation=None, mean=(0.0,), std=(1.0,)), say).test
-    known = (state or {}).get("identity", {}).get("test")
-    if known is not None and test.fingerprint() != known:
+    framed = frame_for_run(config, replace(splits, train=empty, validation=None, mean=(0.0,), std=(1.0,)), say)
+    fingerprint = (state or {}).get("identity", {}).get("test")
+    if fingerprint is not None and framed.test.fingerprint() != fingerprint:
         raise UserError(
             f"the test set of {config.data} is not what the run in {path} was started with; restore it, or give "
             f"labelled images to evaluate on: longtail evaluate {path} DATA."
         )
-    return test
+    if known and isinstance(train, ImageFiles):
+        train = replace(train, framed=chosen_framing(config))
+    return replace(framed, train=train if known else empty)
 
 
 def read_other_data(

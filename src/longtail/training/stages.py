@@ -16,7 +16,8 @@ from longtail.methods import MethodContext, Stage, get_method
 from longtail.models import Classifier
 from longtail.training.calibration import calibrate, validation_notes, with_validation
 from longtail.training.checkpoint import CheckpointFolder, MetricsLog
-from longtail.training.evaluation import evaluate_classifier, quick_look, save_predictions, write_evaluation
+from longtail.training.evaluation import evaluate_classifier, quick_look, write_evaluation
+from longtail.training.gallery import write_gallery
 from longtail.training.guard import StopRequest
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.pace import PlannedStage
@@ -129,10 +130,10 @@ def run_stages(
             evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers)
             evaluated = with_validation(target, evaluated, classifier.logit_prior)
             evaluated = with_shortlists(target, evaluated, classifier.logit_prior)
-            write_evaluation(target, evaluated)
+            if stage is stages[-1]:
+                write_gallery(target, classifier, evaluated, data.train, data.test)
+            write_evaluation(target, evaluated, keep_logits=config.folds is not None)
             evaluation = evaluated.figures
-            if config.folds is not None and stage is stages[-1]:
-                save_predictions(target, evaluated)
     return evaluation
 
 

@@ -1,0 +1,37 @@
+"""What a run folder says of its model, as far as it is there: another machine may have the model alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
+from longtail.training.calibration import read_calibration
+from longtail.training.run_folder import read_config, read_environment
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What lies in a run folder; None where a file is not there."""
+
+    config: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
+    classes: list[ClassRow]
+    data: DataRecord | None
+    environment: dict[str, dict[str, Any]]
+    calibration: dict[str, Any] | None
+
+
+def read_records(run: Path) -> RunRecords:
+    """Return what lies in ``run``; a record that is cut off or of another form is a UserError."""
+    evaluation = read_evaluation(run / "evaluation.json") if (run / "evaluation.json").exists() else None
+    table_file = run / "per_class.csv"
+    return RunRecords(
+        config=read_config(run) if (run / "config.yaml").exists() else None,
+        evaluation=evaluation,
+        classes=read_classes(table_file, evaluation["classes"]) if evaluation and table_file.exists() else [],
+        data=read_data(run / "data.json"),
+        environment=read_environment(run / "environment.json"),
+        calibration=read_calibration(run),
+    )
