@@ -1,6 +1,7 @@
 """The report in headless Chromium: nothing on the console, no request, nothing out of reach, at two widths.
 
-A page of another kind is checked by one line: ``assert page_problems(browser, path) == []``.
+A page of another kind is checked by one line, ``assert page_problems(browser, path) == []``, in a test marked ``check``
+whose name ends in ``in_browser``: `make check-report` runs those.
 """
 
 from pathlib import Path
