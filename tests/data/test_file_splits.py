@@ -288,7 +288,7 @@ def test_what_is_left_out_to_evaluate_on_is_told(tmp_path, make_photos):
     assert found.test.labels.tolist() == [0, 0, 0, 1, 1]
     assert found.test.class_names == names
     assert len(found.train) == 0
-    assert said(found, "2 images of 1 classes", "'elk'")
+    assert said(found, "2 images of 1 class that", "'elk'")
 
 
 @pytest.mark.parametrize(
