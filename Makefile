@@ -43,6 +43,8 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/digits.py
 	@$(BIN)/python benchmarks/index.py
 	@$(BIN)/python benchmarks/streaming.py
+	@$(BIN)/python benchmarks/predict.py
+	@$(BIN)/python benchmarks/prior_shift.py
 
 clean: ## remove .venv and everything built
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

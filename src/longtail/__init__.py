@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longtail.api import Result, evaluate, load, train
     from longtail.config import TrainConfig
+    from longtail.deployment.predict import Predictions, predict
     from longtail.errors import UserError
     from longtail.models import Classifier
     from longtail.training.guard import Diverged, Interrupted
@@ -27,11 +28,13 @@ _HOMES = {
     "Classifier": "models",
     "Diverged": "training.guard",
     "Interrupted": "training.guard",
+    "Predictions": "deployment.predict",
     "Result": "api",
     "TrainConfig": "config",
     "UserError": "errors",
     "evaluate": "api",
     "load": "api",
+    "predict": "deployment.predict",
     "train": "api",
 }
 
@@ -39,11 +42,13 @@ __all__ = [
     "Classifier",
     "Diverged",
     "Interrupted",
+    "Predictions",
     "Result",
     "TrainConfig",
     "UserError",
     "evaluate",
     "load",
+    "predict",
     "train",
 ]
 

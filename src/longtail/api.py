@@ -30,6 +30,7 @@ from longtail.training.run_folder import (
     read_config,
     write_data_record,
 )
+from longtail.training.shortlists import with_shortlists
 from longtail.training.stages import check_config, run_stages
 
 _CHOOSE_DATA = (
@@ -285,6 +286,7 @@ def evaluate(
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
     evaluated = with_validation(path, evaluated, classifier.logit_prior)
+    evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
     if data is None:
         write_gallery(path, classifier, evaluated, splits.train, test)
         write_evaluation(path, evaluated, keep_logits=config.folds is not None)

@@ -35,6 +35,7 @@ class Verb:
 
 VERBS = {
     "evaluate": Verb("api", "RUN [DATA]", "figures of a finished run, on its own test set or on other data"),
+    "predict": Verb("deployment.predict", "RUN IMAGES...", "a table of what a finished run says of new images"),
 }
 
 

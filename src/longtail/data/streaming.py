@@ -131,9 +131,19 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _stream(
-    items: Dataset[Any], places: Iterable[tuple[int, int]], workers: int, prefetch: int, pin: bool
+def stream(
+    items: Dataset[Any],
+    places: Iterable[tuple[int, int]],
+    workers: int,
+    prefetch: int = 4,
+    pin: bool = False,
+    advice: str = "go on with --resume and fewer --loading.workers, or with 0",
 ) -> Iterator[Any]:
+    """Yield ``items[place]`` of every place in order, made ahead by ``workers`` processes (0 = none).
+
+    Raises:
+        UserError: an item is a sentence (which is then the error's), or a process died: ``advice`` says what to do.
+    """
     loader = DataLoader(
         items,
         batch_size=None,
@@ -154,7 +164,7 @@ def _stream(
             raise
         raise UserError(
             f"a process that decodes images died ({str(error).splitlines()[0]}); it may be short of memory or of "
-            "shared memory: go on with --resume and fewer --loading.workers, or with 0."
+            f"shared memory: {advice}."
         ) from None
 
 
@@ -165,7 +175,7 @@ def plain_frames(files: ImageFiles, batch_size: int, workers: int, prefetch: int
         UserError: a file cannot be read.
     """
     places = [(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
-    return _stream(_TestBatches(files), places, min(workers, len(places)), prefetch, pin=False)
+    return stream(_TestBatches(files), places, min(workers, len(places)), prefetch)
 
 
 class StreamingLoader:
@@ -208,7 +218,7 @@ class StreamingLoader:
         if self._steps is None or self._next != (epoch, step):
             self.close()
             items = _TrainingSteps(self.files, self.views, self.batch_size, self.seed, not self._on_device)
-            self._steps = _stream(items, self._places(epoch, step), self.workers, self.prefetch, self._on_device)
+            self._steps = stream(items, self._places(epoch, step), self.workers, self.prefetch, self._on_device)
         ids, frames = next(self._steps)
         self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
         device = self.labels.device

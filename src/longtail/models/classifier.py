@@ -144,7 +144,7 @@ class Classifier(nn.Module):
         Raises:
             UserError: images or prior do not fit.
         """
-        shift = None if prior is None else self._prior_shift(prior)
+        shift = None if prior is None else self.prior_shift(prior)
         logits = self.logits(images, batch_size)
         if shift is not None:
             logits = logits + shift.to(logits)
@@ -158,8 +158,11 @@ class Classifier(nn.Module):
                 f"= [any, {str(expected)[1:]}; convert or resize them first."
             )
 
-    def _prior_shift(self, prior: Prior) -> Tensor:
-        """Return log(prior) - log(logit_prior), float64 ``[C]`` on the CPU."""
+    def prior_shift(self, prior: Prior) -> Tensor:
+        """Return what ``prior`` adds to the logits, log(prior) - log(logit_prior): float64 ``[C]`` on the CPU.
+
+        It is -inf where the prior is 0. Raises UserError if ``prior`` is none.
+        """
         if not isinstance(prior, str):
             new = _as_prior(prior, self.num_classes, "prior")
         elif prior == "uniform":

@@ -21,6 +21,7 @@ from longtail.training.guard import StopRequest
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, config_digest
+from longtail.training.shortlists import with_shortlists
 
 
 def check_config(folder: Path, meta: dict[str, Any]) -> None:
@@ -114,6 +115,7 @@ def run_stages(config: TrainConfig, data: DataSplits, folder: RunFolder, progres
                     progress.say(f"{stage.name}: {note}")
             evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers)
             evaluated = with_validation(target, evaluated, classifier.logit_prior)
+            evaluated = with_shortlists(target, evaluated, classifier.logit_prior)
             if stage is stages[-1]:
                 write_gallery(target, classifier, evaluated, data.train, data.test)
             write_evaluation(target, evaluated, keep_logits=config.folds is not None)

@@ -1,0 +1,242 @@
+"""``longtail predict``: a table of what a finished run's classifier says of new images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longtail.data.streaming import default_workers
+from longtail.deployment.answers import AnswerForm, Tally
+from longtail.deployment.image_inputs import find_images
+from longtail.deployment.logit_stream import ScoredBatch, score_images
+from longtail.deployment.predict_notes import probability_notes, shortlist_notes, summary
+from longtail.deployment.priors import find_prior, write_prior
+from longtail.deployment.result_table import SET_MARK, ResultTable, check_output, choose_format
+from longtail.errors import UserError, counted, unknown_name
+from longtail.metrics import CONFORMAL_KINDS, estimate_prior
+from longtail.models import Classifier
+from longtail.training.calibration import read_temperature
+from longtail.training.defaults import pick_device
+from longtail.training.progress import ProgressReporter
+from longtail.training.shortlists import Shortlist, calibrate_shortlist, read_held_out
+
+_WORDS = ("none", "uniform", "train", "estimate")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What :func:`predict` did.
+
+    Attributes:
+        images: how many were given.
+        unreadable: how many of them could not be read.
+        prior: class prior that the probabilities hold for, by class name; None = the model's own.
+        out: the table; None where it went to standard output.
+    """
+
+    images: int
+    unreadable: int
+    prior: dict[str, float] | None
+    out: Path | None
+
+
+def predict(
+    run: str | Path,
+    images: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    format: str | None = None,
+    top_k: int = 1,
+    prior: str = "none",
+    prior_out: str | Path | None = None,
+    reject_below: float | None = None,
+    coverage: float | None = None,
+    conformal: str | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Predictions:
+    """Write a table with a row for each image: class, probability, and what cannot be read.
+
+    Args:
+        run: the run's folder.
+        images: files, folders (with all below), patterns such as 'photos/*.jpg', .npz files with an array images, or -
+            for one path a line on standard input.
+        out: file of the table: .csv, .jsonl or .parquet; default: CSV on standard output.
+        format: csv, jsonl or parquet; default: by the ending of --out.
+        top_k: how many classes are told of each image, the most probable first.
+        prior: how frequent the classes are among these images: none (as the model has learned to expect), uniform,
+            train (as in the training data), a table with the columns class and prior, or estimate (found from the
+            images themselves, which are then all read before the first row is written).
+        prior_out: file for the estimated prior, CSV that --prior reads.
+        reject_below: say 'not sure', in a column decision, of an image whose class is less probable than this (0..1).
+        coverage: give a shortlist of classes, in a column set, that holds the right one in this share of cases (such as
+            0.9); needs a run trained with --val_fraction.
+        conformal: what the coverage is of: marginal (of all images, shortest lists; the default), class (of each class;
+            rare classes together) or prevalence (of all images, misses spread over frequent and rare classes).
+        batch_size: images at a time; speed and memory only.
+        workers: processes that decode images; 0 = none beside this one; default: by the number of cores.
+        device: where to compute.
+        overwrite: replace --out and --prior_out if they exist.
+        quiet: print nothing but the table.
+
+    Raises:
+        UserError: an option, the run or a prior cannot be used, or no image at all could be read.
+    """
+    path, file, kept = Path(run), _path(out), _path(prior_out)
+    kind = choose_format(file, format)
+    check_output("--out", file, overwrite)
+    check_output("--prior_out", kept, overwrite)
+    _check_numbers(top_k, reject_below, coverage, batch_size, workers)
+    _check_prior(prior, kept, coverage, conformal)
+    # The reporter keeps to what is standard output when it is made; where the table goes there, it must not.
+    with redirect_stdout(sys.stderr if file is None else sys.stdout):
+        say = ProgressReporter(quiet)
+    classifier = load_classifier(path)
+    if top_k > classifier.num_classes:
+        raise UserError(f"--top_k {top_k} is more than the model's {classifier.num_classes} classes.")
+    new = None if prior in ("none", "estimate") else find_prior(prior, classifier)
+    form = AnswerForm(classifier.class_names, top_k, _shift(classifier, new), reject_below)
+    temperature = read_temperature(path)
+    notes = probability_notes(classifier, temperature, prior)
+    if coverage is not None:
+        _check_names(classifier, kind)
+        form = replace(form, shortlist=_shortlist(path, classifier, conformal or "marginal", coverage, form.shift, new))
+        notes += shortlist_notes(form.shortlist, coverage, prior)
+    sources = find_images(_listed(images), int(classifier.spec["in_channels"]), classifier.image_size)
+    where = pick_device(device)
+    for note in notes:
+        say.say(note)
+    workers = default_workers(where) if workers is None else workers
+    scored = score_images(
+        classifier.to(where), sources, batch_size, default_workers(where) if workers is None else workers
+    )
+    batches: Iterable[ScoredBatch] = _with_progress(scored, temperature or 1.0, sum(map(len, sources)), say)
+    if prior == "estimate":
+        batches = list(batches)
+        new = _estimated(batches, classifier, say)
+        form = replace(form, shift=_shift(classifier, new))
+    tally = Tally()
+    with ResultTable(file, kind, form.columns) as table:
+        for batch in batches:
+            rows = form.rows(batch)
+            tally.add(rows)
+            table.write(rows)
+        if tally.unreadable == tally.images:
+            raise UserError(f"none of {counted(tally.images, 'image')} can be read, first {tally.first_bad}.")
+        if kept is not None and new is not None:
+            write_prior(kept, classifier.class_names, new)
+    say.say(summary(tally, form, file))
+    by_name = None if new is None else dict(zip(classifier.class_names, new.tolist(), strict=True))
+    return Predictions(tally.images, tally.unreadable, by_name, file)
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Return the classifier of the run in ``folder``.
+
+    Raises:
+        UserError: the folder holds no finished run, or a file in it is cut off or changed.
+    """
+    if not (folder / "model.json").exists():
+        if (folder / "fold-0" / "model.json").exists():
+            raise UserError(f"{folder} holds the folds of a run; name one of them, such as {folder / 'fold-0'}.")
+        if (folder / "config.yaml").exists():
+            raise UserError(f"the run in {folder} has no model yet; go on with longtail train --out {folder} --resume.")
+        what = "it has no model.json" if folder.exists() else "there is no such folder"
+        raise UserError(f"{folder} is not a run folder: {what}.")
+    return Classifier.load(folder)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()
+
+
+def _listed(images: Sequence[str | Path]) -> Sequence[str | Path]:
+    return [images] if isinstance(images, str | Path) else images
+
+
+def _check_numbers(
+    top_k: int, reject_below: float | None, coverage: float | None, batch_size: int, workers: int | None
+) -> None:
+    for name, number, least in (("top_k", top_k, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number is not None and number < least:
+            raise UserError(f"--{name} must be {least} or more, got {number}.")
+    if reject_below is not None and not 0 < reject_below <= 1:
+        raise UserError(f"--reject_below is a probability, above 0 and at most 1, got {reject_below:g}.")
+    if coverage is not None and not 0 < coverage < 1:
+        raise UserError(f"--coverage is a share between 0 and 1, such as 0.9, got {coverage:g}.")
+
+
+def _check_prior(prior: str, kept: Path | None, coverage: float | None, conformal: str | None) -> None:
+    if prior not in _WORDS and not Path(prior).suffix and not Path(prior).exists():
+        raise unknown_name("prior", prior, (*_WORDS, "FILE.csv"))
+    if kept is not None and prior != "estimate":
+        raise UserError(f"--prior_out {kept} saves an estimated prior; add --prior estimate.")
+    if conformal is not None and coverage is None:
+        raise UserError("--conformal says what shortlists are calibrated for; add --coverage, such as 0.9.")
+    if conformal is not None and conformal not in CONFORMAL_KINDS:
+        raise unknown_name("--conformal", conformal, CONFORMAL_KINDS)
+    if coverage is not None and prior == "estimate":
+        raise UserError(
+            "--coverage does not hold with a prior that is estimated from the same images; save one from other images "
+            "(--prior estimate --prior_out prior.csv) and give it here (--prior prior.csv)."
+        )
+
+
+def _check_names(classifier: Classifier, kind: str) -> None:
+    marked = [name for name in classifier.class_names if SET_MARK in name]
+    if kind == "csv" and marked:
+        raise UserError(
+            f"class {marked[0]!r} holds the sign that parts the classes of a shortlist in CSV; add --format jsonl."
+        )
+
+
+def _shift(classifier: Classifier, prior: Tensor | None) -> Tensor | None:
+    return None if prior is None else classifier.prior_shift(prior)
+
+
+def _shortlist(
+    folder: Path, classifier: Classifier, kind: str, coverage: float, shift: Tensor | None, prior: Tensor | None
+) -> Shortlist:
+    held_out = read_held_out(folder)
+    if held_out is None:
+        raise UserError(
+            f"--coverage needs validation images, and the run in {folder} was trained without; train with "
+            "--val_fraction 0.1 or so."
+        )
+    counts = classifier.class_counts.cpu()
+    return calibrate_shortlist(held_out, kind, coverage, counts, classifier.prior_shift("train"), shift, prior)
+
+
+def _with_progress(
+    batches: Iterable[ScoredBatch], temperature: float, total: int, say: ProgressReporter
+) -> Iterator[ScoredBatch]:
+    """Yield the batches, logits divided by the temperature."""
+    show, done = say.counter("predicting"), 0
+    for batch in batches:
+        done += len(batch.names)
+        show(done, total)
+        yield replace(batch, logits=batch.logits / temperature)
+
+
+def _estimated(batches: Sequence[ScoredBatch], classifier: Classifier, say: ProgressReporter) -> Tensor | None:
+    logits = torch.cat([batch.logits for batch in batches])
+    if len(logits) == 0:  # told of when the rows are counted
+        return None
+    found = estimate_prior(logits, classifier.logit_prior.cpu())
+    frequent = found.prior.argsort(descending=True, stable=True)[:_SHOWN].tolist()
+    shown = ", ".join(f"{classifier.class_names[index]} {100 * float(found.prior[index]):.1f} %" for index in frequent)
+    more = f" and {classifier.num_classes - _SHOWN} others" if classifier.num_classes > _SHOWN else ""
+    say.say(f"prior estimated from {counted(len(logits), 'image')}: {shown}{more}.")
+    if not found.settled:
+        say.say("the estimate had not settled when it was stopped; more images, or calibrated probabilities, help.")
+    return found.prior

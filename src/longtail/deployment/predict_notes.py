@@ -1,0 +1,65 @@
+"""What ``longtail predict`` says beside its table: what the numbers mean, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longtail.deployment.answers import AnswerForm, Tally
+from longtail.errors import counted
+from longtail.models import Classifier
+from longtail.training.shortlists import Shortlist
+
+
+def probability_notes(classifier: Classifier, temperature: float | None, prior: str) -> list[str]:
+    """Return what the probabilities are: calibrated by ``temperature`` or not, and for which classes' frequencies."""
+    if temperature is None:
+        calibrated = "probabilities are not calibrated (the run was trained without --val_fraction)"
+    else:
+        calibrated = f"probabilities are calibrated on validation images (temperature {temperature:.3g})"
+    if prior == "none":
+        own, counts = classifier.logit_prior.double().cpu(), classifier.class_counts.double().cpu()
+        alike = "all equally frequent" if _equal(own) else "as frequent as the model's own prior says"
+        classes = "as frequent as in the training data" if _same(own, counts / counts.sum()) else alike
+    else:
+        classes = {
+            "uniform": "all equally frequent",
+            "train": "as frequent as in the training data",
+            "estimate": "as frequent as is estimated from the images",
+        }.get(prior, f"as frequent as {prior} says")
+    return [f"{calibrated}, and hold where classes are {classes}."]
+
+
+def shortlist_notes(shortlist: Shortlist | None, coverage: float, prior: str) -> list[str]:
+    """Return what shortlists promise, and what they do not."""
+    if shortlist is None:
+        return []
+    of = {"marginal": "all images", "class": "the images of each class", "prevalence": "all images"}[shortlist.kind]
+    frequent = "in the validation images" if prior == "none" else f"--prior {prior} says"
+    where = "" if shortlist.kind == "class" else f", if classes are as frequent as {frequent}"
+    return [f"shortlists hold the right class of {100 * coverage:g} % of {of}{where}.", *shortlist.notes]
+
+
+def summary(tally: Tally, form: AnswerForm, file: Path | None) -> str:
+    """Return the last line: how many images were predicted, and how."""
+    read = tally.images - tally.unreadable
+    parts = [f"{counted(read, 'image')} predicted"]
+    if form.reject_below is not None:
+        parts.append(f"{tally.unsure} of them not sure")
+    if form.shortlist is not None:
+        parts.append(f"{tally.listed / read:.2f} classes a shortlist")
+    if tally.unreadable:
+        parts.append(f"{tally.unreadable} cannot be read, first {tally.first_bad}: see the column error")
+    return "; ".join(parts) + (f"; {file}" if file is not None else "")
+
+
+def _equal(prior: Tensor) -> bool:
+    """Return whether a prior is the same for every class, but for rounding."""
+    return bool((prior.max() - prior.min()) <= 1e-6 * prior.max())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two priors ``[C]`` with sum 1 are the same, but for rounding."""
+    return torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-9)

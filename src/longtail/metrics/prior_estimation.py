@@ -1,0 +1,90 @@
+"""How frequent is each class among new images? Estimated from a classifier's answers on them, without labels.
+
+Saerens, Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple
+Procedure", Neural Computation 14(1), 2002, Eqs. 2.9 and 2.10.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longtail.metrics.inputs import checked_class_vector, row_blocks
+
+TOLERANCE = 1e-6
+MAX_ITERATIONS = 2000
+
+
+@dataclass(frozen=True)
+class PriorEstimate:
+    """A class prior, and how it was reached.
+
+    Attributes:
+        prior: float64 ``[C]``, sums to 1.
+        log_likelihoods: mean log-likelihood ratio an image (nats) before each update; it never falls.
+        gap: the mean log-likelihood at ``prior`` is at most this far from its maximum.
+        settled: whether that is within the tolerance; if not, the number of updates was used up.
+    """
+
+    prior: Tensor
+    log_likelihoods: list[float]
+    gap: float
+    settled: bool
+
+
+def estimate_prior(
+    logits: Tensor, base_prior: Tensor, tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
+) -> PriorEstimate:
+    """Return the class prior under which images with these logits are most likely (EM).
+
+    The softmax of the logits is taken for p(class | image) where the classes have ``base_prior``. Then the likelihood
+    of a prior q is, but for a constant, the product over images of sum_c q_c softmax_c / base_c: concave in log q's
+    mixture weights, so EM from any positive start climbs to its one maximum. A class whose ``base_prior`` is 0 is
+    treated like the rarest other one, as in ``Classifier.predict``. The figures are only as good as the probabilities
+    are calibrated. Memory: 8 bytes x N x C.
+
+    Args:
+        logits: ``[N, C]``, finite, N > 0; divided by the calibration temperature if there is one.
+        base_prior: ``[C]``, not negative.
+        tolerance: stop when the mean log-likelihood is certainly this close to its maximum, in nats an image.
+        max_iterations: stop after this many updates in any case.
+
+    Raises:
+        ValueError: shapes or values that do not fit.
+    """
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must have the shape [N, C] with N > 0 and C > 0, got {list(logits.shape)}.")
+    if not tolerance > 0 or max_iterations < 1:
+        raise ValueError("tolerance must be positive and max_iterations at least 1.")
+    base = checked_class_vector(base_prior, logits.shape[1], "base_prior")
+    if not bool((base > 0).any()):
+        raise ValueError("base_prior is 0 in every class.")
+    base = torch.where(base > 0, base, base[base > 0].min())
+    base /= base.sum()
+    # One over the row's largest entry is a constant of the likelihood, kept aside in `scale`.
+    ratios, scale = [], 0.0
+    for _, block in row_blocks(logits):
+        shifted = block.log_softmax(1) - base.log()
+        top = shifted.amax(1, keepdim=True)
+        ratios.append((shifted - top).exp())
+        scale += float(top.sum())
+    prior = base.clone()
+    history: list[float] = []
+    while True:
+        weights = torch.zeros_like(prior)
+        likelihood = scale
+        for ratio in ratios:
+            mixed = ratio @ prior
+            likelihood += float(mixed.log().sum())
+            weights += ratio.T @ mixed.reciprocal()
+        weights /= len(logits)
+        history.append(likelihood / len(logits))
+        # The likelihood is concave and its gradient is `weights`: no prior is better by more than this.
+        gap = max(0.0, float(weights.max()) - 1)
+        if gap <= tolerance or len(history) > max_iterations:
+            return PriorEstimate(prior, history, gap, gap <= tolerance)
+        prior = prior * weights
+        prior /= math.fsum(prior.tolist())
