@@ -1,6 +1,7 @@
 """The report in headless Chromium: nothing on the console, no request, nothing out of reach, at two widths.
 
-A page of another kind is checked by one line: ``assert page_problems(browser, path) == []``.
+A page of another kind is checked by one line, ``assert page_problems(browser, path) == []``, in a test marked ``check``
+whose name ends in ``in_browser``: `make check-report` runs those.
 """
 
 from pathlib import Path
@@ -75,9 +76,10 @@ def test_folds_and_a_real_run_in_browser(browser: Browser, desk, one_thread) -> 
     for folder in [*(desk.folder / "folds").glob("fold-*"), desk.folder / "folds"]:
         write_report(folder)
     assert page_problems(browser, desk.folder / "folds" / "report.html") == []
-    desk.run("train", "digits-lt", "--epochs", "2", "--device", "cpu", "--out", "run")
+    desk.run("train", "digits-lt", "--epochs", "2", "--val_fraction", "0.3", "--device", "cpu", "--out", "run")
     assert page_problems(browser, desk.folder / "run" / "report.html") == []
     assert browser.run("document.querySelectorAll('.gallery img').length") > 4
+    assert browser.run("document.querySelector('#calibration').textContent.includes('A temperature of')")
 
 
 def test_thousands_of_classes_in_browser(browser: Browser, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ _PREFIX = "best"
 class BestEpoch:
     """Keeps the classifier of the best epoch so far, and lies in the stage's state: both are of the same step.
 
-    Of equal figures the earliest epoch wins.
+    Of equal figures the latest epoch wins: few images give equal figures often, and the learning rate falls.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class BestEpoch:
     def see(self, epoch: int, figures: dict[str, float], classifier: Classifier) -> None:
         """Take an epoch into account; ``classifier`` is kept as it is, so it must be a copy."""
         self.seen += 1
-        if self.classifier is None or figures[FIGURE] > self.value:
+        if self.classifier is None or figures[FIGURE] >= self.value:
             self.classifier, self.epoch, self.value = classifier, epoch, figures[FIGURE]
 
     @property
