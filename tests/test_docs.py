@@ -84,6 +84,8 @@ def files(tmp_path_factory):
     for part in splits:
         lines = [f"{row['path']} {CLASSES.index(row['label'])}\n" for row in rows if row["split"] == part]
         (path / f"{part}.txt").write_text("".join(lines))
+    (path / "new").mkdir()
+    shutil.copy(path / "photos" / rows[0]["path"], path / "new")
     (path / "docs").symlink_to(DOCS)
     return path
 
