@@ -30,6 +30,14 @@ FEW_TEST_IMAGES = 10
 SUSPECTS_A_CLASS = 20
 LOOK_FIRST_SHARE = 0.1
 """Of a class's images, the most that are told to be looked at first: a weak model doubts most of what it is shown."""
+_TOLD = (
+    "cannot be read and",
+    "also in the training set",
+    "there under more than one class",
+    "pixel by pixel",
+    "groups lie in both",
+)
+"""Of notes on reading the data: those that the findings tell in more detail."""
 
 Figures = dict[str, Any]
 
@@ -50,6 +58,7 @@ def data_figures(survey: Survey, edges: tuple[int, int]) -> Figures:
         for k in order
     ]
     least, most = int(train.min()), int(train.max())
+    notes = survey.splits.notes if survey.splits else ()
     return {
         "data": survey.name,
         "images": len(survey),
@@ -67,7 +76,7 @@ def data_figures(survey: Survey, edges: tuple[int, int]) -> Figures:
         "classes_with_few_test_images": sum(0 < row["test_images"] < FEW_TEST_IMAGES for row in classes),
         "classes": classes,
         "refusal": survey.refusal,
-        "notes": list(survey.splits.notes) if survey.splits else [],
+        "notes": [note for note in notes if not any(words in note for words in _TOLD)],
         "pixels": pixel_figures(survey),
         "broken": broken_files(survey),
         "exact_duplicates": exact_duplicates(survey),
@@ -159,7 +168,11 @@ def near_duplicates(survey: Survey) -> Figures | None:
         "pairs": len(pairs),
         "least_likeness": LIKENESS,
         "compared": found.compared,
-        "not_compared": {"too_small": found.too_small, "plain": found.plain, "crowded": found.crowded},
+        "not_compared": {
+            "too_small": found.too_small - len(survey.facts.errors),
+            "plain": found.plain,
+            "crowded": found.crowded,
+        },
         "across": {"pairs": int(across.sum()), "test_images": len(np.unique(tested))},
         "conflicting": {"pairs": int(conflicting.sum())},
         "within_train": {"pairs": int(((sides == TRAIN).all(1)).sum())},
