@@ -35,7 +35,7 @@ BATCH = 64
 def random_classifier() -> Classifier:
     """Return a ResNet for 64-pixel images, 25 classes."""
     torch.manual_seed(0)
-    spec = {"encoder": "resnet32", "in_channels": 3, "head": "cosine"}
+    spec = {"encoder": "cifar_resnet32", "in_channels": 3, "head": "cosine"}
     names, prior = [str(k) for k in range(25)], torch.full((25,), 1 / 25)
     return build_classifier(spec, names, torch.ones(25), prior, [0.5] * 3, [0.25] * 3, Framing((64, 64), 64))
 

@@ -53,11 +53,7 @@ def reversed_tail(imbalance: int) -> tuple[np.ndarray, torch.Tensor, torch.Tenso
 
 def shortlist_figures(evaluation: dict) -> dict[str, float]:
     """Return coverage, on the balanced test set and at training frequencies, and size of 90 % shortlists."""
-    wanted = {
-        "macro_coverage": "coverage",
-        "weighted_coverage": "coverage at training frequencies",
-        "mean_size": "size",
-    }
+    wanted = {"macro_coverage": "coverage", "weighted_coverage": "train coverage", "mean_size": "size"}
     kinds = evaluation["conformal"]["kinds"]
     return {f"{kind} {name}": found[key] for kind, found in kinds.items() for key, name in wanted.items()}
 
