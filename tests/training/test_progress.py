@@ -462,7 +462,7 @@ def test_a_run_on_a_terminal_that_is_made_narrower_and_stopped(tmp_path, tiny_sp
         for name in ("COLUMNS", "LINES", "TTY_INTERACTIVE", "NO_COLOR"):
             environment.pop(name, None)
         os.execve(words[0], words, environment)
-    screen, raw, sent, until = Screen(100, 24), "", [], time.monotonic() + 120
+    screen, raw, sent, until = Screen(100, 24), "", [], time.monotonic() + 300
     resize(handle, 100, 24)
     while True:
         assert time.monotonic() < until, screen.text
