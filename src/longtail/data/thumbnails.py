@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
+from longtail.data.decode import BadImage, read_image
 from longtail.data.image_set import ImageFiles, ImageSet, LabelledImages
-from longtail.data.streaming import plain_frames
+from longtail.data.streaming import default_workers, plain_frames
 
 SIDE = 96
 _LOSSLESS = 32
@@ -24,11 +27,40 @@ def thumbnail(pixels: Tensor, side: int = SIDE) -> str:
     The same pixels give the same bytes.
     """
     planes = pixels.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(planes[:, :, 0] if planes.shape[2] == 1 else planes)
-    image.thumbnail((side, side), Resampling.BICUBIC)
-    kind = "png" if max(image.size) <= _LOSSLESS else "jpeg"
+    return _address(Image.fromarray(planes[:, :, 0] if planes.shape[2] == 1 else planes), side, 85)
+
+
+def many_thumbnails(images: LabelledImages, wanted: Sequence[int], side: int, quality: int) -> dict[int, str]:
+    """Return the ``data:`` URI of each of the images that can be read, by position; files are read by threads.
+
+    Args:
+        images: files or arrays.
+        wanted: positions.
+        side: longest side in pixels; smaller images keep their size.
+        quality: of JPEG, 1 to 95.
+    """
+
+    def make(index: int) -> str | None:
+        if isinstance(images, ImageSet):
+            return thumbnail(images.images[index], side)
+        if not isinstance(images, ImageFiles):
+            raise ValueError(f"there is no way to read {type(images).__name__}")
+        try:
+            return _address(read_image(images.path(index), side), side, quality)
+        except BadImage:
+            return None
+
+    with ThreadPoolExecutor(default_workers(None)) as pool:
+        made = zip(wanted, pool.map(make, wanted), strict=True)
+        return {index: address for index, address in made if address is not None}
+
+
+def _address(image: Image.Image, side: int, quality: int) -> str:
+    small = image.copy()
+    small.thumbnail((side, side), Resampling.BICUBIC)
+    kind = "png" if max(small.size) <= _LOSSLESS else "jpeg"
     file = io.BytesIO()
-    image.save(file, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
+    small.save(file, kind, **({"optimize": True} if kind == "png" else {"quality": quality}))
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from longtail.deployment.graph import (
 )
 from longtail.errors import UserError
 from longtail.models import Classifier
+from longtail.models.timm_encoder import quiet
 
 ONNX_FILE = "model.onnx"
 TORCH_FILE = "model.pt2"
@@ -34,6 +31,7 @@ TORCH_RECORD = "longtail.json"
 _OPSET = 18
 """The first with antialiased resizing; runtimes of 2023 and later read it."""
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def need_onnx() -> None:
@@ -58,7 +56,7 @@ def write_onnx(folder: Path, classifier: Classifier, form: Form) -> list[str]:
     """
     need_onnx()
     module, example, shapes = _to_trace(classifier, form)
-    with _quiet():
+    with quiet(_CHATTY):
         try:
             program = torch.onnx.export(
                 module,
@@ -102,7 +100,7 @@ def write_torch(folder: Path, classifier: Classifier, form: Form) -> list[str]:
         UserError: the model cannot be exported, or does not come back the same.
     """
     module, example, shapes = _to_trace(classifier, form)
-    with _quiet():
+    with quiet(_CHATTY):
         try:
             program = torch.export.export(module, example, dynamic_shapes=shapes)
         except Exception as error:
@@ -154,19 +152,3 @@ def _cannot(classifier: Classifier, what: str, error: Exception) -> UserError:
         f"{what} cannot express the encoder {classifier.spec.get('encoder')} ({reason}); nothing was written. "
         "Try another --format."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' own progress and warnings from the terminal; what matters is checked afterwards."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

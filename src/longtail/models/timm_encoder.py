@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -44,9 +44,9 @@ class EncoderDefaults:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep timm and the hub's client from writing to stderr: what the user must know is said in our own words."""
-    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub", "httpx")]
+def quiet(names: Sequence[str] = ("timm", "huggingface_hub", "httpx")) -> Iterator[None]:
+    """Keep libraries, by the names of their loggers, from stderr: what the user must know is said in our own words."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

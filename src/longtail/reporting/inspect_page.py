@@ -11,15 +11,16 @@ import numpy as np
 from markupsafe import Markup
 
 from longtail.data.survey import TRAIN, Survey
+from longtail.data.thumbnails import many_thumbnails
 from longtail.reporting import charts
 from longtail.reporting.inspect_figures import size_bins
 from longtail.reporting.inspect_findings import trust
 from longtail.reporting.inspect_text import expected_time
 from longtail.reporting.templates import templates
-from longtail.reporting.thumbnails import thumbnails
 
 MOST_PICTURES = 2000
 """Thumbnails on the page; each takes about 2 kB."""
+_SIDE, _QUALITY = 72, 60
 A_CLASS = 6
 ROWS_A_TABLE = 300
 """Classes above which the table is cut into several, all but the first closed."""
@@ -60,7 +61,7 @@ def render(figures: Figures, found: Survey) -> str:
     wanted = [place[file] for file in dict.fromkeys(shown)]
     samples = class_samples(figures["classes"], found, MOST_PICTURES - len(wanted))
     wanted += [index for indices in samples.values() for index in indices]
-    pictures = thumbnails(found.images, list(dict.fromkeys(wanted)))
+    pictures = many_thumbnails(found.images, list(dict.fromkeys(wanted)), _SIDE, _QUALITY)
     rows = [SizedClass(row["class"], row["group"], row["train_images"]) for row in figures["classes"]]
     return (
         templates()
