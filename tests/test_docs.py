@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
-BRIEF = ("priors.md",)
+BRIEF = ("priors.md", "progress.md", "report.md")
 """Pages whose commands take a few seconds together."""
 TRAINED = "runs/photos"
 """The run that pages speak of without training it."""
