@@ -14,6 +14,7 @@ import longtail
 from longtail.files import save_tensors
 from longtail.reporting import inspect_page, inspection
 from longtail.reporting.inspect_figures import size_bins
+from longtail.reporting.inspect_findings import trust
 from longtail.training.evaluation import load_predictions
 from longtail.training.time_estimate import StageTime
 
@@ -105,6 +106,8 @@ def test_everything_that_can_be_wrong_is_told_at_once(desk, make_photos, paint):
     assert near["conflicting"] == {"pairs": 1}
     assert {i["file"] for i in near["listed"][0]["images"]} == {"train/cat/large.png", "test/bee/smaller.jpg"}
     assert figures["training"]["command"] == "longtail train photos --on_bad_image skip"
+    assert near["not_compared"]["too_small"] == 0  # broken files are counted as such
+    assert not any("cannot be read" in note for note in figures["notes"])  # told by the findings already
     said = figures["findings"]
     assert said[0].startswith("Leak: 1 test image is also in the training set, pixel by pixel")
     assert said[1].startswith("Leak: 1 test image is nearly the same as a training image")
@@ -298,6 +301,11 @@ def test_labels_that_a_run_doubts(desk, make_photos):
     assert "Labels that may be wrong" in (desk.folder / "page.html").read_text()
     make_photos(desk.folder / "other", {"ant": 8, "bee": 6, "cat": 4}, first=60)
     assert "was tested on none of these images" in desk.call("inspect", "other", "--run", "run")[2]
+
+
+def test_a_weak_run_is_not_believed():
+    assert trust({"accuracy": 0.8}) == ""
+    assert "right on 36 % of these images only" in trust({"accuracy": 0.36})
 
 
 def test_long_tables_are_cut_in_the_middle(desk, make_photos):
