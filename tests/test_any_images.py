@@ -325,7 +325,7 @@ def test_evaluate_with_a_class_that_the_model_does_not_know(desk, trained, make_
     make_photos(desk.folder / "other", {"dog": 2})
     desk.refuse("evaluate", trained / "run", "other", naming=["other", "'dog'", "2 images", " --unknown_labels skip"])
     out = evaluated(desk, trained / "run", "other", "--unknown_labels", "skip")
-    assert out.splitlines()[-1] == own.strip()
+    assert out.endswith(own)
     assert "2 images" in out
     assert "'dog'" in out
 
@@ -337,7 +337,7 @@ def test_evaluate_with_unreadable_images(desk, trained):
     desk.refuse("evaluate", trained / "run", "other", naming=["ant/broken.png", "--on_bad_image skip"])
     out = evaluated(desk, trained / "run", "other", "--on-bad-image", "skip")
     assert "ant/broken.png" in out
-    assert out.splitlines()[-1] == own.strip()
+    assert out.endswith(own)
 
 
 def test_evaluate_reads_the_columns_that_the_run_was_trained_by(desk, make_photos):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtail.data import load_data
+from longtail.data import ImageFiles, load_data
 from longtail.data.arrays import pixel_statistics
 from longtail.errors import UserError
 from longtail.option_groups import DataOptions
@@ -29,7 +29,7 @@ def wanted(counts, fraction):
 
 def names(images):
     """What tells one image from another: its path, or its pixels."""
-    if hasattr(images, "paths"):
+    if isinstance(images, ImageFiles):
         return [images.path(index) for index in range(len(images))]
     return [image.numpy().tobytes() for image in images.images]
 
