@@ -307,16 +307,16 @@ def evaluate(
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
     evaluated = with_validation(path, evaluated, classifier.logit_prior)
-    evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
     if expected is not None:
         as_it_is, temperature = evaluated.figures, read_temperature(path)
         evaluated = evaluate_under_prior(evaluated, classifier, expected, str(prior), temperature, config.group_edges)
         print_under_prior(say, as_it_is, evaluated.figures)
-    elif data is None:
-        write_gallery(path, classifier, evaluated, splits.train, test)
-        write_evaluation(path, evaluated, keep_logits=config.folds is not None)
-        write_report(path)
-    if expected is None:
+    else:
+        evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
+        if data is None:
+            write_gallery(path, classifier, evaluated, splits.train, test)
+            write_evaluation(path, evaluated, keep_logits=config.folds is not None)
+            write_report(path)
         say.say(summary(evaluated.figures))
         print_figures(say, evaluated.figures)
     if target is not None:

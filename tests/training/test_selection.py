@@ -15,7 +15,7 @@ from longtail.methods.logit_adjustment import LogitAdjustment
 from longtail.metrics import fit_temperature, prior_weights
 from longtail.models import Classifier
 from longtail.training import stages
-from longtail.training.calibration import read_calibration, read_temperature
+from longtail.training.calibration import read_calibration, read_temperature, validation_notes
 from longtail.training.evaluation import load_predictions
 from longtail.training.guard import Interrupted
 from longtail.training.progress import ProgressReporter
@@ -221,8 +221,9 @@ def test_changed_validation_images_are_noticed(tmp_path, options, splits):
 
 
 def test_calibration_is_the_fit_on_the_validation_logits_weighted_to_the_prior_of_the_softmax(
-    tmp_path, options, splits
+    tmp_path, options, splits, monkeypatch
 ):
+    monkeypatch.setattr("longtail.training.calibration.FEWEST_IMAGES", 1)
     evaluation = run(tmp_path / "run", options(), splits)
     model, path = Classifier.load(tmp_path / "run"), tmp_path / "run"
     logits, labels = load_predictions(path, "validation")
@@ -255,6 +256,16 @@ def test_calibration_is_the_fit_on_the_validation_logits_weighted_to_the_prior_o
     assert evaluation["post_hoc"]["balanced_accuracy"] == pytest.approx(sum(recall) / 3)
     assert evaluation["post_hoc"]["groups"]["medium"]["accuracy"] == pytest.approx(recall[0])
     assert evaluation["post_hoc"]["groups"]["few"]["accuracy"] == pytest.approx((recall[1] + recall[2]) / 2)
+
+
+def test_few_images_fit_no_temperature(tmp_path, options, splits):
+    run(tmp_path / "run", options(), splits)
+    record, model = read_calibration(tmp_path / "run"), Classifier.load(tmp_path / "run")
+    weights = prior_weights(splits.validation.labels, model.logit_prior)
+    assert record["effective_images"] == pytest.approx(float(weights.sum() ** 2 / (weights**2).sum()), abs=0.05)
+    assert record["effective_images"] < 30
+    assert record["temperature"] == 1
+    assert "no temperature is fitted" in validation_notes(tmp_path / "run")[-1]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"temperature": 0}', '{"temperature": "1"}', "{"])

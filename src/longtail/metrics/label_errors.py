@@ -19,7 +19,8 @@ class LabelErrors:
 
     Attributes:
         suspect: bool ``[N]``: confidently another class than the given one.
-        likelier: int64 ``[N]``, the most probable class beside the given one.
+        likelier: int64 ``[N]``, the class that a suspect is confidently of; of other images, the most probable one
+            beside the given.
         margin: float64 ``[N]``, probability of the given class minus that of ``likelier``; lowest = look first.
         expected: float64 ``[C]``, estimated number of images whose given label is this class and wrong.
     """
@@ -70,6 +71,10 @@ def label_errors(logits: Tensor, labels: Tensor) -> LabelErrors:
         confident[rows] = above.any(1)
         meant[rows] = torch.where(above, probabilities, -1.0).argmax(1)
     suspect = confident & (meant != labels)
+    # What makes a suspect of an image is the class it is confidently of, which need not be the most probable one.
+    likelier = torch.where(suspect, meant, likelier)
+    for rows, block in row_blocks(logits):
+        other[rows] = block.softmax(1).gather(1, likelier[rows, None]).squeeze(1)
     counted = torch.bincount(labels[confident], minlength=classes).double()
     wrong = torch.bincount(labels[suspect], minlength=classes).double()
     expected = torch.where(counted > 0, images * wrong / counted.clamp(min=1), 0.0)

@@ -41,8 +41,9 @@ def estimate_prior(
     """Return the class prior under which images with these logits are most likely (EM).
 
     The softmax of the logits is taken for p(class | image) where the classes have ``base_prior``. Then the likelihood
-    of a prior q is, but for a constant, the product over images of sum_c q_c softmax_c / base_c: concave in log q's
-    mixture weights, so EM from any positive start climbs to its one maximum. A class whose ``base_prior`` is 0 is
+    of a prior q is, but for a constant, the product over images of sum_c q_c softmax_c / base_c. Its logarithm is
+    concave in q, so EM climbs to the maximum; of several priors that share it, the one reached hangs on the start,
+    which is ``base_prior``. A class whose ``base_prior`` is 0 is
     treated like the rarest other one, as in ``Classifier.predict``. The figures are only as good as the probabilities
     are calibrated. Memory: 8 bytes x N x C.
 

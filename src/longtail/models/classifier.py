@@ -171,7 +171,7 @@ class Classifier(nn.Module):
             new = _as_prior(self.class_counts, self.num_classes, "the training prior")
         else:
             raise unknown_name("prior", prior, ("uniform", "train"))
-        old = self.logit_prior.double().cpu()
+        old = self.logit_prior.cpu().double()
         # A class that had no prior at all would get an infinite boost: treat it like the rarest other one.
         old = torch.where(old > 0, old, old[old > 0].min())
         return new.log() - old.log()

@@ -34,6 +34,8 @@ from longtail.training.evaluation import Evaluation, collect_logits
 
 VALIDATION = "validation"
 _CALIBRATION = "calibration.json"
+FEWEST_IMAGES = 30
+"""Effective number of validation images below which no temperature is fitted: one wrong image would decide it."""
 
 
 def calibrate(
@@ -47,7 +49,8 @@ def calibrate(
     """Write ``validation.safetensors`` + ``.json`` and ``calibration.json`` into ``folder``.
 
     Each image weighs ``logit_prior[y] / validation prior[y]``, so that the temperature is right for images of the class
-    prior that the classifier's softmax implies.
+    prior that the classifier's softmax implies. Where that leaves less than 30 images' worth, (sum w)^2 / sum w^2
+    (Kish 1965), the temperature stays 1.
 
     Args:
         folder: of the stage.
@@ -61,9 +64,10 @@ def calibrate(
     if selected is not None:
         meta = {"selection": "best", "selected": selected | {"images": len(labels)}}
     save_tensors(folder, VALIDATION, {"logits": logits, "labels": labels}, meta)
-    prior = classifier.logit_prior.double().cpu()
+    prior = classifier.logit_prior.cpu().double()
     weights = prior_weights(labels, prior)
-    temperature = fit_temperature(logits, labels, weights)
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    temperature = fit_temperature(logits, labels, weights) if effective >= FEWEST_IMAGES else 1.0
 
     def error(at: float) -> float:
         confidence, right = _confidence(logits, labels, at)
@@ -72,6 +76,7 @@ def calibrate(
     record: dict[str, Any] = {
         "temperature": temperature,
         "images": len(labels),
+        "effective_images": round(effective, 1),
         "nll": [negative_log_likelihood(logits, labels, at, weights) for at in (1.0, temperature)],
         "ece": [error(at) for at in (1.0, temperature)],
     }
@@ -153,6 +158,12 @@ def validation_notes(folder: Path) -> list[str]:
             f"epoch {selected['epoch']} is kept, the best of {selected['of']}: balanced accuracy "
             f"{100 * selected['value']:.1f} % on {images}."
         )
+    if calibration.get("effective_images", FEWEST_IMAGES) < FEWEST_IMAGES:
+        notes.append(
+            f"no temperature is fitted: weighted to the model's class prior, {images} count like "
+            f"{calibration['effective_images']:.0f}, fewer than {FEWEST_IMAGES}."
+        )
+        return notes
     before, after = calibration["ece"]
     notes.append(
         f"temperature {calibration['temperature']:.3g} fitted on {images}: calibration error there "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from longtail.metrics import GROUP_EDGES, balanced_accuracy, class_recall, evalu
 from longtail.models import Classifier
 
 _BATCH = 64
+_RESIDENT_BATCH = 1024
 PREDICTIONS = "predictions"
 MOST_BYTES = 2**28
 """Logits that take more are not kept: 256 MiB, which 8000 images of 8000 classes just fill."""
@@ -52,6 +53,12 @@ def collect_logits(
     Files that are not framed yet are brought to the size that the classifier was trained at; ``workers`` processes
     decode them.
     """
+    return torch.cat(list(_batches(classifier, images, device, workers)))
+
+
+def _batches(
+    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None
+) -> Iterator[Tensor]:
     if classifier.class_names != images.class_names:
         raise UserError(
             f"the data's {images.num_classes} classes are not the {classifier.num_classes} classes of the model; "
@@ -59,11 +66,12 @@ def collect_logits(
         )
     classifier = classifier.to(device)
     if isinstance(images, ImageSet):
-        return classifier.logits(images.images)
+        yield from (classifier.logits(part) for part in images.images.split(_RESIDENT_BATCH))
+        return
     if not isinstance(images, ImageFiles):
         raise ValueError(f"there is no way to read {type(images).__name__}")
     workers = default_workers(device) if workers is None else workers
-    return torch.cat([classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers)])
+    yield from (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers))
 
 
 def evaluate_classifier(
@@ -107,7 +115,7 @@ def quick_look(
     classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None = None, of: str = "test"
 ) -> dict[str, float]:
     """Return top-1 and balanced accuracy on a set named ``of``, for a curve; nothing may be selected by the test's."""
-    predictions = collect_logits(classifier, images, device, workers).argmax(1)
+    predictions = torch.cat([logits.argmax(1) for logits in _batches(classifier, images, device, workers)])
     recall = class_recall(predictions, images.labels, images.num_classes)
     return {
         f"{of}_top1": float((predictions == images.labels).double().mean()),

@@ -106,7 +106,10 @@ def _neighbours(
         return none, None
     if not len(train):
         return none, "The training images are not known to be those that the run was trained on."
-    keys = read_keys(folder, classifier)
+    try:
+        keys = read_keys(folder, classifier)
+    except UserError as error:  # nor for a state that was deleted or cut off
+        return none, str(error)
     if isinstance(keys, str):
         return none, keys
     found = nearest(keys, classifier, pixels, NEIGHBOURS)

@@ -194,6 +194,7 @@ class ProgressReporter:
         view, pace = stage.view, stage.pace
         # At the end of an epoch, that epoch is shown, not the next.
         view.epoch = max(1, -(-done // view.steps)) if done > pace.first else done // view.steps + 1
+        view.epoch = min(view.epoch, view.epochs)  # a finished stage has no next one
         view.step = done - (view.epoch - 1) * view.steps
         view.done = done / pace.total
         view.elapsed, view.left = pace.last - pace.began, pace.left()
@@ -250,5 +251,5 @@ class _StageInProgress:
         self.view.note = ""
         self.view.looks.update({kind: (epoch, found) for kind, found in looks.items()})
         value = figures.get("val_balanced_accuracy")
-        if value is not None and (self.view.best is None or value > self.view.best[0]):
+        if value is not None and (self.view.best is None or value >= self.view.best[0]):
             self.view.best = value, epoch

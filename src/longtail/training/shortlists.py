@@ -188,7 +188,7 @@ def with_shortlists(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -
     counts = torch.tensor(evaluation.figures["class_counts"])
     many, few = evaluation.figures["group_edges"]
     group = group_index(counts, (many, few))
-    base, train = logit_prior.double().cpu(), counts.double() / counts.sum()
+    base, train = logit_prior.cpu().double(), counts.double() / counts.sum()
     train_shift = train.log() - torch.where(base > 0, base, base[base > 0].min()).log()
     logits, temperature = evaluation.logits, read_temperature(folder) or 1.0
     kinds: dict[str, Any] = {}

@@ -66,7 +66,7 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
     config = replace_options(config, {"pretrained": "none", "teacher.pretrained": "none"})
     stages = plan_stages(config)
     mean, std = _statistics(config, data)
-    noise = _noise(config, data.train)
+    noise = _noise(config, data.train, device)
     finished: dict[str, Classifier] = {}
     times = []
     # Building encoders draws from torch's generator; the caller's is left as it was.
@@ -138,13 +138,14 @@ def _steps(method: Method, config: TrainConfig, loader: ResidentLoader, device: 
         yield time.monotonic() - began
 
 
-def _noise(config: TrainConfig, train: LabelledImages) -> ImageSet:
+def _noise(config: TrainConfig, train: LabelledImages, device: torch.device) -> ImageSet:
     """Return one image of noise in place of every training image: with its label, in the memory of one."""
     files = isinstance(train, ImageFiles)
     framing = chosen_framing(config) if files else train.framing
     shape = (1, train.channels, *framing.size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = pixels.expand(len(train), *shape[1:])
+    # Brought to the device first: what is expanded there is not copied by a loader.
+    images = pixels.to(device).expand(len(train), *shape[1:])
     return ImageSet(images, train.labels, train.class_names, framed=framing if files else None)
 
 
