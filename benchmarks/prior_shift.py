@@ -1,7 +1,7 @@
 """A class prior that is not the training data's: digits with a tail, used where the tail is reversed.
 
     .venv/bin/python benchmarks/prior_shift.py            # 5 seeds, two methods, imbalance 10 and 100
-    .venv/bin/python benchmarks/prior_shift.py --seeds 2 --epochs 5 --out /tmp/try.json
+    .venv/bin/python benchmarks/prior_shift.py --seeds 2 --epochs 5 --out runs/try.json
 
 Training is on digits-lt, a fifth of it held out for epoch and temperature. The images predicted are digits that no run
 was trained on, 160 of digit 9 and fewer of each digit before it, with the training set's imbalance. Each column is a

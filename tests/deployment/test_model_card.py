@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 import yaml
@@ -43,10 +44,37 @@ def test_figures_are_the_records(run):
     assert "No test image, so nothing is known of 1 class: &lt;script&gt;" in text
     assert "193 training images, 42 test images" in text
     assert "7 epochs, seed 3" in text
-    assert "longtail train photos/site_1 \\\n  --method gml" in text
+    assert "longtail train site_1 \\\n  --method gml" in text
     assert "1.5 minutes" in text
     assert "the test images selected nothing" in text
     assert "uniform prior" in text
+
+
+def test_no_path_of_the_machine_and_no_tracking(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"data": "/home/ann/mine/photos.csv", "root": "/home/ann/mine", "out": "/home/ann/run"}
+    config |= {"pretrained": "hf-hub:timm/resnet18.a1_in1k", "device": "cuda:1"}
+    config["teacher"] |= {"run": "/home/ann/teacher", "pretrained": "/home/ann/weights.pth"}
+    config["source"] |= {"test": "/home/ann/mine/test.csv", "group_pattern": "/(site\\d+)/"}
+    config["tracking"] = {"to": "wandb", "project": "secret"}
+    config["loading"]["workers"] = 3
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    text = card_of(run)
+    assert "/home" not in text
+    command = shlex.split(re.search(r"```sh\n(.*?)```", text, re.DOTALL).group(1).replace("\\\n", ""))
+    given = dict(zip(command[3::2], command[4::2], strict=True))
+    assert command[:3] == ["longtail", "train", "photos.csv"]
+    assert given == {
+        "--method": "gml",
+        "--root": "mine",
+        "--pretrained": "hf-hub:timm/resnet18.a1_in1k",
+        "--epochs": "7",
+        "--source.test": "test.csv",
+        "--source.group_pattern": r"/(site\d+)/",
+        "--teacher.run": "teacher",
+        "--teacher.pretrained": "weights.pth",
+        "--seed": "3",
+    }
 
 
 def test_names_stay_text(run):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from longtail.deployment.under_prior import evaluate_under_prior
+from longtail.errors import UserError
 from longtail.training.evaluation import summarise
 
 COUNTS = torch.tensor([200, 50, 10])
@@ -70,6 +71,15 @@ def test_a_class_that_never_occurs_is_never_predicted(classifier):
     assert after.rows[2]["correct"] == 0
     assert after.figures["mutual_information_bits"] is None
     assert json.dumps(after.figures, allow_nan=False)
+
+
+def test_a_prior_on_untested_classes_alone_is_refused(classifier):
+    logits, labels = bayes_world([20, 20, 0])
+    prior = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    with pytest.raises(UserError, match=r"--prior otters\.csv: no class .* has a test image"):
+        evaluate_under_prior(
+            evaluation_of(logits, labels, classifier), classifier, prior, "otters.csv", None, (100, 20)
+        )
 
 
 def test_on_the_command_line(desk, make_photos, one_thread):

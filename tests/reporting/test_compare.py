@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,15 +14,17 @@ from scipy import stats
 
 from longtail.config import TrainConfig, replace_options
 from longtail.errors import UserError
-from longtail.files import save_tensors
+from longtail.files import load_tensors, save_tensors
 from longtail.reporting.compare import as_markdown, compare
 from longtail.reporting.compared_runs import find_runs, group_by_seed
+from longtail.training import evaluation
 from longtail.training.evaluation import summarise, write_evaluation
 
 COUNTS = [150, 60, 30, 10, 4]
 TESTS = [40, 40, 40, 20, 20]
 NAMES = ["cat", "dog", "lynx", "otter", "<b>seal</b>"]
 EVIL = "<script>alert(1)</script>"
+SKILLS = {"cross_entropy": 1.0, "gml": 2.0}
 
 
 def make_run(
@@ -40,13 +42,10 @@ def make_run(
     logits = torch.randn(len(labels), len(counts), generator=generator)
     logits[torch.arange(len(labels)), labels] += skill
     prior = torch.full((len(counts),), 1 / len(counts))
-    evaluation = summarise(logits, labels, torch.tensor(counts), prior, NAMES[: len(counts)], edges)
-    write_evaluation(folder, evaluation)
-    for file in folder.glob("predictions.*"):
+    evaluated = summarise(logits, labels, torch.tensor(counts), prior, NAMES[: len(counts)], edges)
+    write_evaluation(folder, replace(evaluated, files=[f"test/{k}.png" for k in range(len(labels))]))
+    for file in [] if predictions else folder.glob("predictions.*"):
         file.unlink()
-    if predictions:
-        files = [f"test/{k}.png" for k in range(len(labels))]
-        save_tensors(folder, "predictions", {"logits": logits, "labels": labels}, {"files": files})
     lines = [{"stage": "teacher", "epoch": 1, "classifier": 9.0}]
     lines += [
         {"stage": "student", "epoch": e, "classifier": 3.0 / e, "test_balanced_accuracy": 0.2 * e} for e in (1, 2)
@@ -123,6 +122,49 @@ def test_single_runs_are_paired_by_image_if_both_have_predictions(desk):
     assert difference.kind == "none"
     assert "longtail evaluate writes it" in difference.note
     assert difference.figures["balanced_accuracy"] == (pytest.approx(cell.mean), None, None)
+
+
+def test_pairing_by_image_needs_no_logits(desk, monkeypatch):
+    def difference(where):
+        runs = [make_run(Path(f"{where}/{m}"), m, 0, skill, True) for m, skill in SKILLS.items()]
+        (row,) = compare(runs, quiet=True).differences
+        return row
+
+    kept = difference("kept")
+    monkeypatch.setattr(evaluation, "MOST_BYTES", 0)
+    assert difference("large") == kept
+    assert kept.kind == "images"
+    assert set(load_tensors(Path("large/gml"), "predictions")[0]) == {"predicted", "labels"}
+
+
+def test_predictions_of_older_runs_are_logits_alone(desk):
+    runs = [make_run(Path(m), m, 0, skill, True) for m, skill in SKILLS.items()]
+    (new,) = compare(runs, quiet=True).differences
+    for run in runs:
+        tensors, meta = load_tensors(run, "predictions")
+        del tensors["predicted"]
+        save_tensors(run, "predictions", tensors, meta)
+    assert compare(runs, quiet=True).differences == (new,)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "pattern", "name"),
+    [
+        ((0, 1), "cifar100-lt-gml-seed{}", "cifar100-lt-gml"),
+        ((0, 1), "gml-e20-seed{}", "gml-e20"),
+        ((1, 2), "exp1-seed{}", "exp1"),
+        ((1, 2), "exp1seed{}-long", "exp1-long"),
+        ((1, 2), "seed{}_gml", "gml"),
+        ((0, 1), "runs-0-gml-{}", "runs-0-gml"),
+        ((0, 1), "gml.{}.late", "gml.late"),
+        ((0, 1), "cifar10{}", "cifar100"),
+        ((1, 2), "{}", "1"),
+    ],
+)
+def test_a_groups_name_loses_the_seed_and_no_other_digit(desk, numbers, pattern, name):
+    runs = [make_run(Path(pattern.format(seed)), seed=seed) for seed in numbers]
+    (group,) = group_by_seed(find_runs([str(run) for run in runs])[0])
+    assert group.name == name
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from PIL import Image
 
 import longtail
+from longtail.data.survey import LEFT_OUT, TEST, TRAIN
 from longtail.files import save_tensors
 from longtail.reporting import inspect_page, inspection
-from longtail.reporting.inspect_figures import size_bins
+from longtail.reporting.inspect_figures import size_bins, torn_groups
 from longtail.reporting.inspect_findings import trust
 from longtail.training.evaluation import load_predictions
 from longtail.training.time_estimate import StageTime
@@ -342,6 +344,39 @@ def test_pictures_have_a_budget(desk, make_photos, monkeypatch):
     desk.run("inspect", "photos", "--quiet")
     rows = (desk.folder / "inspect-photos.html").read_text().split('<tr><th scope="row"><bdi>')[1:]
     assert [row.split("</bdi>")[0] for row in rows if "data:image" in row] == ["kind 0", "kind 1", "kind 6"]
+
+
+def test_the_page_says_what_was_not_looked_at(desk, make_photos):
+    split_photos(desk, make_photos, {"ant": 12, "bee": 10}, {"ant": 10, "bee": 10})
+    page = desk.folder / "inspect-photos.html"
+    desk.run("inspect", "photos", "--quiet")
+    assert "every file can be read, and no test image was found in the training set" in page.read_text()
+    assert "42 images were compared for near duplicates; none were found, near or equal." in page.read_text()
+    shutil.copy(desk.folder / "photos/train/ant/00.png", desk.folder / "photos/test/ant/60.png")
+    desk.run("inspect", "photos", "--source.check", "sample", "--quiet")
+    assert "Nothing stands out, but files were only sampled" in page.read_text()
+    assert "no test image was found" not in page.read_text()
+    assert "They were not looked for" in page.read_text()
+    desk.run("inspect", "digits-lt", "--quiet")
+    text = (desk.folder / "inspect-digits-lt.html").read_text()
+    assert re.search(r"<p>0 images were compared for near duplicates \(not compared: \d+ too small\)", text)
+
+
+def test_groups_on_both_sides_are_found_in_one_pass():
+    class Site(str):
+        looked_up = 0
+
+        def __hash__(self):
+            Site.looked_up += 1
+            return super().__hash__()
+
+        __eq__ = str.__eq__
+
+    groups = [Site(f"site{k % 500}") for k in range(2000)]
+    sides = np.repeat(np.array([TRAIN, TEST, LEFT_OUT], np.int8), [900, 900, 200])
+    found = torn_groups(SimpleNamespace(groups=groups, sides=sides))
+    assert (found["groups"], found["torn"], found["test_images"]) == (500, 500, 900)
+    assert Site.looked_up < 4 * len(groups)
 
 
 def test_from_python(desk, make_photos):

@@ -215,7 +215,7 @@ def _training(classifier: Classifier, records: RunRecords) -> str:
     parts = [f"Encoder {escape(str(classifier.spec['encoder']))}, {classifier.spec['head']} classifier."]
     config = records.config
     if config is not None:
-        command = reproduce_command(config)
+        command = reproduce_command(config, short_paths=True)
         parts = [
             f"{parts[0]} Method: {escape(_method(records))}, {config.get('epochs')} epochs, seed {config.get('seed')}."
         ]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from longtail.errors import UserError
 from longtail.metrics import GROUPS, MeanInterval, class_hits, predict_with_confidence
 from longtail.metrics.at_prior import accuracy_at_prior, finite_shift
 from longtail.metrics.paired import paired_by_image
@@ -46,7 +48,16 @@ def evaluate_under_prior(
         named: how the user named the prior.
         temperature: see ``calibration.json``; None = 1.
         edges: group edges of the run.
+
+    Raises:
+        UserError: no class has both test images and a positive prior.
     """
+    tested = torch.bincount(evaluation.labels, minlength=len(prior)) > 0
+    if not bool((tested & (prior > 0)).any()):
+        raise UserError(
+            f"--prior {named}: no class with a positive prior has a test image; name a prior that gives a "
+            "tested class a positive weight."
+        )
     shifted = evaluation.logits.double() / (temperature or 1.0) + finite_shift(classifier.prior_shift(prior))
     counts, labels = classifier.class_counts.cpu(), evaluation.labels
     names = classifier.class_names

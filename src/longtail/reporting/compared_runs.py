@@ -64,8 +64,10 @@ class ComparedRun:
         if not (self.path / "predictions.json").exists():
             return None
         tensors, meta = load_tensors(self.path, "predictions")
-        labels = tensors["labels"]
-        return predict_with_confidence(tensors["logits"])[0] == labels, labels, meta.get("files")
+        labels, predicted = tensors["labels"], tensors.get("predicted")
+        if predicted is None:  # older runs kept the logits alone
+            predicted = predict_with_confidence(tensors["logits"])[0]
+        return predicted == labels, labels, meta.get("files")
 
     @property
     def class_counts(self) -> Tensor:
@@ -172,8 +174,13 @@ def _name(runs: Sequence[ComparedRun]) -> str:
     first = runs[0].path.resolve().name
     if len(runs) == 1:
         return first
-    stem = re.sub(rf"[-_.]*(seed)?[-_.]*{runs[0].seed}(?=$|[-_.])", "", first, count=1)
-    return stem or first
+    seed = runs[0].seed
+    # A digit inside a word is no seed: cifar10, e20.
+    found = list(re.finditer(rf"[-_.]*seed[-_.]*{seed}(?=$|[-_.])", first))
+    found = found or list(re.finditer(rf"(?:^|[-_.]+){seed}(?=$|[-_.])", first))
+    if not found:
+        return first
+    return (first[: found[-1].start()] + first[found[-1].end() :]).lstrip("-_.") or first
 
 
 def options_that_differ(groups: Sequence[SeedGroup]) -> dict[str, list[Any]]:

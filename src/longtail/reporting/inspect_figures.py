@@ -192,7 +192,8 @@ def torn_groups(survey: Survey) -> Figures | None:
         if side != LEFT_OUT:
             sides.setdefault(group, set()).add(side)
     torn = [group for group, found in sides.items() if len(found) > 1]
-    tested = sum(g in set(torn) for g, s in zip(survey.groups, survey.sides.tolist(), strict=True) if s == TEST)
+    both = set(torn)
+    tested = sum(g in both for g, s in zip(survey.groups, survey.sides.tolist(), strict=True) if s == TEST)
     return {"groups": len(sides), "torn": len(torn), "test_images": tested, "listed": torn[:MOST_LISTED]}
 
 

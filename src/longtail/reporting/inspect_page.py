@@ -15,7 +15,7 @@ from longtail.data.thumbnails import many_thumbnails
 from longtail.reporting import charts
 from longtail.reporting.inspect_figures import size_bins
 from longtail.reporting.inspect_findings import trust
-from longtail.reporting.inspect_text import expected_time
+from longtail.reporting.inspect_text import expected_time, not_compared
 from longtail.reporting.templates import templates
 
 MOST_PICTURES = 2000
@@ -73,6 +73,7 @@ def render(figures: Figures, found: Survey) -> str:
             bins=size_bins([row["train_images"] for row in figures["classes"]]),
             exact=exact,
             pairs=pairs,
+            not_compared=not_compared(figures),
             suspects=suspects,
             trust=trust(figures["label_suspects"]) if suspects else "",
             samples=samples,

@@ -124,12 +124,17 @@ def _duplicates(figures: Figures) -> list[str]:
     exact = figures["exact_duplicates"]["groups"]
     if near is None:
         return ["duplicates: not looked for, as files were only sampled (--source.check full)"]
-    skipped = near["not_compared"]
-    left = [f"{skipped[key]} {key.replace('_', ' ')}" for key in ("too_small", "plain", "crowded") if skipped[key]]
+    left = not_compared(figures)
     return [
         f"duplicates: {counted(exact, 'group')} of equal pixels; {counted(near['pairs'], 'pair')} nearly the same, of "
         f"{near['compared']} images compared" + (f" (not compared: {', '.join(left)})" if left else "")
     ]
+
+
+def not_compared(figures: Figures) -> list[str]:
+    """Return why images were not looked at for near duplicates, with their number: ``3 too small``."""
+    skipped = figures["near_duplicates"]["not_compared"] if figures["near_duplicates"] else {}
+    return [f"{number} {reason.replace('_', ' ')}" for reason, number in skipped.items() if number]
 
 
 def _suspects(suspects: Figures | None) -> list[str]:

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from longtail.config import TrainConfig, flatten
+from longtail.training.run_folder import may_change
+
+_PATHS = ("data", "root", "source.test", "pretrained", "teacher.run", "teacher.pretrained")
+_NO_PATH = "hf-hub:"
 
 
-def reproduce_command(config: dict[str, Any]) -> str:
-    """Return the command that trains this run again: every option that is not the program's own default."""
-    defaults = flatten(TrainConfig())
+def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
+    """Return the command that trains this run again: every option that is not the program's own default.
+
+    What changes no figure (where it runs, who is told) is left out.
+
+    Args:
+        config: nested options of a ``config.yaml``.
+        short_paths: give the last part of paths only, for what is published.
+    """
+    defaults, options = flatten(TrainConfig()), _options(config)
+    if short_paths:
+        options |= {key: _last_part(options[key]) for key in _PATHS if options.get(key)}
     words = [
-        f"longtail train {shlex.quote(str(config.get('data') or 'DATA'))}",
+        f"longtail train {shlex.quote(str(options.get('data') or 'DATA'))}",
         f"--method {shlex.quote(str(config.get('method')))}",
     ]
-    for key, value in _options(config).items():
-        if key in ("data", "method", "seed", "out", "device") or key.startswith("checkpoint."):
+    for key, value in options.items():
+        if key in ("data", "method", "seed") or may_change(key):
             continue
         if key not in defaults or value != defaults[key]:
             words.append(f"--{key} {shlex.quote(_as_text(value))}")
     return " \\\n  ".join([*words, f"--seed {config.get('seed', 0)}"])
+
+
+def _last_part(value: Any) -> str:
+    text = str(value)
+    return text if text.startswith(_NO_PATH) else Path(text).name or text
 
 
 def _options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

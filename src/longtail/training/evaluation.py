@@ -16,7 +16,14 @@ from longtail.data import ImageFiles, ImageSet, LabelledImages
 from longtail.data.streaming import default_workers, plain_frames
 from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
-from longtail.metrics import GROUP_EDGES, balanced_accuracy, class_recall, evaluate_predictions, per_class_table
+from longtail.metrics import (
+    GROUP_EDGES,
+    balanced_accuracy,
+    class_recall,
+    evaluate_predictions,
+    per_class_table,
+    predict_with_confidence,
+)
 from longtail.models import Classifier
 
 _BATCH = 64
@@ -123,10 +130,13 @@ def quick_look(
     }
 
 
-def save_predictions(folder: Path, evaluation: Evaluation) -> None:
-    """Keep logits, labels and file names of a test set beside its figures: to pool folds, and to compare runs."""
-    meta = {} if evaluation.files is None else {"files": evaluation.files}
-    save_tensors(folder, PREDICTIONS, {"logits": evaluation.logits, "labels": evaluation.labels}, meta)
+def save_predictions(folder: Path, evaluation: Evaluation, keep_logits: bool) -> None:
+    """Keep a test set's predicted classes, labels and file names, to compare runs; its logits too, to pool folds."""
+    predicted = predict_with_confidence(evaluation.logits)[0].int()
+    tensors = {"predicted": predicted, "labels": evaluation.labels}
+    if keep_logits:
+        tensors["logits"] = evaluation.logits
+    save_tensors(folder, PREDICTIONS, tensors, {} if evaluation.files is None else {"files": evaluation.files})
 
 
 def load_predictions(folder: Path, stem: str = PREDICTIONS) -> tuple[Tensor, Tensor]:
@@ -138,13 +148,12 @@ def load_predictions(folder: Path, stem: str = PREDICTIONS) -> tuple[Tensor, Ten
 def write_evaluation(folder: Path, evaluation: Evaluation, keep_logits: bool = False) -> None:
     """Write ``per_class.csv``, predictions and ``evaluation.json`` into ``folder``; the last marks completion.
 
-    Predictions of more than 256 MiB are left out unless ``keep_logits``.
+    Logits of more than 256 MiB are left out unless ``keep_logits``; predicted classes and labels are always there.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(evaluation.rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(evaluation.rows)
     write_bytes(folder / "per_class.csv", text.getvalue().encode())
-    if keep_logits or evaluation.logits.nbytes <= MOST_BYTES:
-        save_predictions(folder, evaluation)
+    save_predictions(folder, evaluation, keep_logits or evaluation.logits.nbytes <= MOST_BYTES)
     write_json(folder / "evaluation.json", evaluation.figures)

@@ -12,11 +12,11 @@ from longtail.config import replace_options
 from longtail.data import ImageFiles, ImageSet, LabelledImages, source_names
 from longtail.data.survey import array_digest
 from longtail.errors import UserError
-from longtail.files import read_json
+from longtail.files import load_tensors, read_json
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values
 from longtail.training.defaults import pick_device
-from longtail.training.evaluation import collect_logits, load_predictions
+from longtail.training.evaluation import PREDICTIONS, collect_logits
 from longtail.training.folds import fold_folders
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import frame_for_run, read_splits
@@ -95,10 +95,11 @@ def _of_run(
     if trained not in (None, splits.train.fingerprint()) or record["test_images"] != len(test):
         raise changed
     if (folder / "predictions.json").exists():
-        logits, labels = load_predictions(folder)
-        if not torch.equal(labels, test.labels):
+        tensors, _ = load_tensors(folder, PREDICTIONS)
+        if not torch.equal(tensors["labels"], test.labels):
             raise changed
-        return keys, logits, test
+        if "logits" in tensors:  # not kept where they are large
+            return keys, tensors["logits"], test
     classifier = Classifier.load(folder)
     if classifier.class_names != test.class_names:
         raise changed
