@@ -73,7 +73,7 @@ def _batches(
         )
     classifier = classifier.to(device)
     if isinstance(images, ImageSet):
-        yield from (classifier.logits(part) for part in images.images.split(_RESIDENT_BATCH))
+        yield from (classifier.logits(part) for part in torch.split(images.images, _RESIDENT_BATCH))
         return
     if not isinstance(images, ImageFiles):
         raise ValueError(f"there is no way to read {type(images).__name__}")
