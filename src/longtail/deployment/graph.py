@@ -21,6 +21,7 @@ from longtail.models import Classifier
 
 _FAR = 0.05
 _CLEAR = 0.05
+"""Levels that a resized pixel must be away from a half for two runtimes to round it alike."""
 _TRIES = 100
 TOLERANCE = 1e-4
 """Largest difference to torch that is let pass, as a share of the largest logit (of 1, if that is smaller)."""
