@@ -273,7 +273,7 @@ def evaluate(
         UserError: no run, an unreadable model, other classes, a prior that is none, or out is taken.
     """
     path, say = Path(run), ProgressReporter(quiet)
-    target = None if out is None else check_output(Path(out), (".json",), overwrite)
+    target = None if out is None else check_output(Path(out), overwrite, (".json",))
     if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error"):
         raise UserError(
             "--root, --on_bad_image and --unknown_labels are for other data; name it: longtail evaluate RUN DATA."

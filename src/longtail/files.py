@@ -59,18 +59,29 @@ def as_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def check_output(path: Path, endings: Sequence[str], overwrite: bool) -> Path:
-    """Return ``path``, a file that ``--out`` names, if it may be written.
+def check_output(path: Path, overwrite: bool, endings: Sequence[str] = (), option: str = "--out") -> Path:
+    """Return ``path``, a file that ``option`` names, if it may be written; looked at before the work is done.
+
+    Args:
+        path: the file; folders above it need not be there.
+        overwrite: whether it may be replaced.
+        endings: one of which it must have; () = any.
+        option: as the user knows it.
 
     Raises:
-        UserError: another ending, a folder, or a file that is not to be overwritten.
+        UserError: another ending, a folder, a file that is not to be overwritten, or nothing can be written there.
     """
-    if path.suffix not in endings:
-        raise UserError(f"--out {path} must end in {' or '.join(endings)}.")
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder; name a file.")
-    if path.exists() and not overwrite:
-        raise UserError(f"--out {path} exists; add --overwrite or choose another file.")
+    if endings and path.suffix not in endings:
+        raise UserError(f"{option} {path} must end in {' or '.join(endings)}.")
+    if os.path.isdir(path):
+        raise UserError(f"{option} {path} is a folder; name a file.")
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{option} {path} exists; add --overwrite or choose another file.")
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(above):
+        raise UserError(f"{option} {path} cannot be written: {above} is not a folder.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path} cannot be written: Permission denied in {above}.")
     return path
 
 

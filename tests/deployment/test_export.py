@@ -17,7 +17,10 @@ from longtail.data.decode import fit, read_image
 from longtail.deployment import export as command
 from longtail.deployment import formats
 from longtail.deployment.export import export
+from longtail.deployment.graph import Form, check_against_torch, measure_resizing
+from longtail.deployment.whole_folder import whole_folder
 from longtail.errors import UserError
+from longtail.files import save_tensors
 from longtail.models import Classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -158,6 +161,36 @@ def test_resized_pixels_are_pillows_but_for_one_level(build_model):
             assert gap.mean() <= 1.0, (interpolation, height, width)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resizing_in_another_way_is_found(build_model, interpolation):
+    model, form = build_model(side=16, resize=20, interpolation=interpolation), Form(resizing=True)
+    module = formats.DeployedClassifier(model, form).eval()
+
+    def careless(inputs):
+        """Without antialiasing."""
+        height, width = inputs[0].shape[-2:]
+        sides = [20 * side // min(height, width) for side in (height, width)]
+        pixels = torch.nn.functional.interpolate(inputs[0].float(), sides, mode=interpolation)
+        return module(pixels.round().clamp(0, 255))
+
+    assert check_against_torch(lambda inputs: module(*inputs), model, form, "x") == pytest.approx(0, abs=1e-5)
+    with pytest.raises(UserError, match="do not agree"):
+        check_against_torch(careless, model, form, "x")
+    said = measure_resizing(lambda inputs: module(*inputs), model, form)
+    assert re.search(r"pixels that torch resizes in the same way by [\d.]+ of 255 levels", said)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    ("encoder", "side", "resize", "interpolation"),
+    [("small_net", 16, 20, "bicubic"), ("cifar_resnet20", 64, 73, "bilinear"), ("resnet18", 224, 256, "bicubic")],
+)
+def test_resizing_of_the_file_agrees_with_torch(tmp_path, build_model, encoder, side, resize, interpolation):
+    pytest.importorskip("onnxscript")
+    build_model(encoder, 3, side, "cosine", resize, interpolation).save(tmp_path / "run")
+    assert (export(tmp_path / "run", resizing=True, quiet=True) / "model.onnx").is_file()
+
+
 def test_safetensors_load_without_the_run(calibrated, model, tmp_path):
     folder = export(calibrated, format="safetensors", out=tmp_path / "handed-on", quiet=True)
     shutil.rmtree(calibrated)
@@ -169,6 +202,19 @@ def test_safetensors_load_without_the_run(calibrated, model, tmp_path):
     ]
     pixels = torch.from_numpy(pixels_for(model, 3))
     assert torch.equal(longtail.load(folder).logits(pixels), model.logits(pixels))
+
+
+def test_predict_says_the_same_of_an_export_as_of_its_run(calibrated, model, desk):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    logits = torch.randn(60, 3, generator=generator) + 2 * torch.eye(3)[labels]
+    save_tensors(calibrated, "validation", {"logits": logits, "labels": labels}, {})
+    folder = export(calibrated, format="safetensors", quiet=True)
+    np.savez("x.npz", images=pixels_for(model, 5))
+    words = ["x.npz", "--coverage", "0.8", "--format", "jsonl"]
+    said = [desk.run("predict", place, *words) for place in (calibrated, folder)]
+    assert "temperature 1.7" in said[0][1]
+    assert said[0] == said[1]
 
 
 def test_a_model_without_its_run_is_enough(tmp_path, model):
@@ -223,6 +269,55 @@ def test_a_difference_to_torch_leaves_no_file(run, monkeypatch):
     assert not [p.name for p in run.rglob("*") if "export" in p.parts or p.suffix in (".pt2", ".tmp")]
 
 
+@pytest.mark.parametrize("place", ["current folder", "link"])
+def test_a_folder_that_stands_stays_and_holds_the_export(run, tmp_path, monkeypatch, place):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    out = Path(".")
+    if place == "link":
+        out = tmp_path / "elsewhere" / "link"
+        out.parent.mkdir()
+        out.symlink_to(folder)
+    else:
+        monkeypatch.chdir(folder)
+    before = folder.stat().st_ino
+    export(run, format="card", out=out, quiet=True)
+    (folder / "README.md").write_text("old")
+    export(run, format="card", out=out, overwrite=True, quiet=True)
+    assert folder.stat().st_ino == before
+    assert [p.name for p in folder.iterdir()] == ["README.md"]
+    assert (folder / "README.md").read_text() != "old"
+    assert not [p for p in (*tmp_path.iterdir(), *out.parent.iterdir()) if p.suffix in (".tmp", ".old")]
+    assert out.is_symlink() == (place == "link")
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+def test_files_that_cannot_be_exchanged_are_all_left(tmp_path, monkeypatch, fails_at):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).write_text("old")
+    rename, calls = Path.rename, []
+
+    def failing(self, target):
+        calls.append(self)
+        if len(calls) == fails_at:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+
+    def replace():
+        with whole_folder(folder) as fresh:
+            for name in ("b", "c"):
+                (fresh / name).write_text("new")
+
+    with pytest.raises(UserError, match="Input/output error"):
+        replace()
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {"a": "old", "b": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
 def test_an_earlier_export_stays_unless_overwrite(run, desk):
     desk.run("export", run, "--format", "card", "--quiet")
     kept = desk.snapshot(run)
@@ -249,7 +344,7 @@ def test_overwrite_keeps_the_old_export_if_the_new_one_fails(run, monkeypatch):
 
 
 def test_bad_input_is_refused_in_a_sentence(desk, run):
-    desk.refuse("export", "nowhere", naming=["nowhere"])
+    desk.refuse("export", "nowhere", naming=["nowhere is not a run folder", "no such folder"])
     desk.refuse("export", run, "--format", "onxx", naming=["onxx", "'onnx'"])
     desk.refuse("export", run, "--format", "safetensors", "--prior_input", naming=["--prior_input", "safetensors"])
     file = Path("taken")
@@ -258,8 +353,8 @@ def test_bad_input_is_refused_in_a_sentence(desk, run):
     unfinished = Path("unfinished")
     unfinished.mkdir()
     shutil.copy(run / "config.yaml", unfinished)
-    desk.refuse("export", unfinished, "--format", "card", naming=["unfinished", "not finished"])
-    (unfinished / "fold-0").mkdir()
+    desk.refuse("export", unfinished, "--format", "card", naming=["unfinished", "no model yet", "--resume"])
+    shutil.copytree(run, unfinished / "fold-0")
     desk.refuse("export", unfinished, "--format", "card", naming=["fold-0"])
     broken = Path("broken")
     shutil.copytree(run, broken)
@@ -282,7 +377,7 @@ def test_an_encoder_that_cannot_be_expressed_is_said(run, monkeypatch):
         model.encoder = Strange()
         return model
 
-    monkeypatch.setattr(command, "_load", load)
+    monkeypatch.setattr(command, "load_classifier", load)
     with pytest.raises(UserError, match=r"torch.export cannot express the encoder small_net"):
         export(run, format="torch", quiet=True)
 

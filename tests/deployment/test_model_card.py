@@ -103,6 +103,17 @@ def test_calibration_and_selection_are_told(calibrated):
     assert r"Epoch 5 of 7 was evaluated: the best by val\_balanced\_accuracy on 20 validation images" in text
 
 
+@pytest.mark.parametrize(
+    ("format", "uncalibrated", "inside"),
+    [("torch", False, True), ("torch", True, False), ("safetensors", False, False), ("card", False, False)],
+)
+def test_where_the_temperature_is_applied(calibrated, format, uncalibrated, inside):
+    folder = export(calibrated, format=format, uncalibrated=uncalibrated, quiet=True)
+    text = (folder / "README.md").read_text()
+    assert ("divided by it inside" in text) == inside
+    assert ("not applied in this file: divide the logits by 1.7 first" in text) == (not inside)
+
+
 def test_without_records_it_claims_nothing(tmp_path, model):
     model.save(tmp_path)
     text = model_card(tmp_path, Classifier.load(tmp_path))

@@ -16,6 +16,7 @@ from PIL import Image
 
 import longtail
 from longtail.data.image_set import Framing
+from longtail.deployment import predict as predict_module
 from longtail.deployment import result_table
 from longtail.files import save_tensors, write_json
 from longtail.models import build_classifier
@@ -40,6 +41,11 @@ def validate(folder, logits, labels, temperature=None):
     save_tensors(folder, "validation", {"logits": logits.float(), "labels": labels}, {})
     if temperature is not None:
         write_json(folder / "calibration.json", {"temperature": temperature, "images": len(labels)})
+
+
+def array_file(path):
+    np.save(path, np.zeros((2, 16, 16, 3), np.uint8))
+    return path
 
 
 @pytest.fixture
@@ -88,7 +94,7 @@ def test_a_row_an_image_in_the_order_given(desk, run, photos):
         assert [found[name] for name in NAMES] == pytest.approx(probabilities.tolist(), abs=2e-2)
         assert sum(found.values()) == pytest.approx(1, abs=1e-5)
         assert list(found.values()) == sorted(found.values(), reverse=True)
-    assert "not calibrated" in err
+    assert "not calibrated (no calibration.json in run)" in err
     assert "as frequent as in the training data" in err
     assert "8 images predicted" in err
 
@@ -229,6 +235,47 @@ def test_a_list_on_standard_input(desk, run, photos, monkeypatch):
     assert [row["error"] for row in rows] == ["", "", "no such file"]
 
 
+def test_a_list_of_any_bytes(desk, run, photos, monkeypatch):
+    lines = b"\xef\xbb\xbfphotos/bee/01.png\r\nphotos/caf\xe9.png\nphotos/ant/00.png"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    desk.run("predict", "run", "-", "--out", "t.csv")
+    rows = (desk.folder / "t.csv").read_bytes().splitlines()[1:]
+    assert [row.split(b",")[0] for row in rows] == [
+        b"photos/bee/01.png",
+        b"photos/caf\xe9.png",
+        b"photos/ant/00.png",
+    ]
+    assert [row.endswith(b",no such file") for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("option", ["--out", "--prior_out"])
+def test_what_cannot_be_written_is_noticed_before_the_work(desk, run, photos, monkeypatch, option):
+    def work(*_):
+        raise AssertionError("images were read")
+
+    words = ["predict", "run", "photos", "--prior", "estimate"]
+    monkeypatch.setattr(predict_module, "score_images", work)
+    desk.refuse(*words, option, "photos/notes.txt/t.csv", naming=[f"{option} photos/notes.txt/t.csv", "not a folder"])
+    desk.refuse(*words, "--out", "t.csv", "--prior_out", "photos/../t.csv", naming=["--out and --prior_out", "t.csv"])
+    monkeypatch.undo()
+    monkeypatch.chdir(desk.folder)
+    opened = []
+
+    def full(path, mode):
+        opened.append(path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(result_table, "open", full, raising=False)
+    monkeypatch.setattr(predict_module, "estimate_prior", work)
+    desk.refuse(*words, "--out", "new/t.csv", naming=["--out new/t.csv", "No space left"])
+    assert opened
+
+
+def test_folders_above_the_table_are_made(desk, run, photos):
+    desk.run("predict", "run", "photos", "--out", "a/b/t.csv")
+    assert os.listdir(desk.folder / "a" / "b") == ["t.csv"]
+
+
 def test_formats_say_the_same(desk, run, photos):
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(60, 3, generator=generator), torch.arange(60) % 3
@@ -307,7 +354,7 @@ def test_shortlists_against_the_definition(desk, run, kind, prior):
 
 def test_shortlists_that_cannot_be_had(desk, run, photos):
     words = ["predict", "run", "photos", "--coverage", "0.9"]
-    desk.refuse(*words, naming=["--coverage", "run", "--val_fraction"])
+    desk.refuse(*words, naming=["--coverage", "no validation.safetensors in run", "--val_fraction", "run itself"])
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     validate(run, torch.eye(3)[labels], labels)
     desk.refuse(*words, naming=["--coverage 0.9", "9 validation images", "has 6", "at most 0.85"])
@@ -367,7 +414,10 @@ def test_what_users_get_wrong(desk, run, photos):
     refuse("run", "photos", "--out", "photos", naming=["--out photos"])
     refuse("run", "photos", "--format", "xml", naming=["--format", "'xml'"])
     refuse("run", "photos", "--format", "parquet", naming=["--format parquet", "--out"])
-    refuse("run", "photos", "--out", "no/where.csv", naming=["--out no/where.csv", "No such file"])
+    refuse("run", "photos", "--out", "photos/notes.txt/t.csv", naming=["--out photos/notes.txt/t.csv", "not a folder"])
+    refuse("run", "gone.jpg", "--out", "no/where/t.csv", naming=["none of 1 image can be read"])
+    os.rename(array_file(desk.folder / "array.npy"), desk.folder / "array.npz")
+    refuse("run", "array.npz", naming=["array.npz", "not an .npz archive"])
     refuse("run", "photos", "--device", "nonsense", naming=["--device nonsense"])
     (desk.folder / "table.csv").write_text("mine")
     refuse("run", "photos", "--out", "table.csv", naming=["--out table.csv exists", "--overwrite"])

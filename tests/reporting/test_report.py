@@ -443,6 +443,10 @@ def test_a_chosen_epoch_and_a_temperature_are_told(run: Path) -> None:
     text = read(run).text
     assert "Figures of epoch 12, the best of 30 by balanced accuracy on 64 validation images (81.2 %)" in text
     assert "A temperature of 1.37 was fitted on 64 validation images" in text
+    assert "divided by it by longtail predict and in exports (the model is too sure of itself)" in text
+    (run / "calibration.json").write_text(json.dumps(record | {"temperature": 1.0}))
+    assert "(the validation images cannot tell how sure the model may be)" in read(run).text
+    (run / "calibration.json").write_text(json.dumps(record))
     assert "from 13.2 % to 4.1 %, and the negative log-likelihood from 0.91 to 0.75" in text
     assert "On the test images the mean gap becomes 5.1 %, and that by class 20.3 %" in text
     assert "no better than without" not in text

@@ -7,20 +7,21 @@ from pathlib import Path
 from longtail.deployment.formats import ONNX_FILE, TORCH_FILE, need_onnx, write_onnx, write_tensors, write_torch
 from longtail.deployment.graph import Form
 from longtail.deployment.model_card import CARD_FILE, model_card
+from longtail.deployment.run_records import load_classifier
 from longtail.deployment.usage import usage
 from longtail.deployment.whole_folder import check_replaceable, whole_folder
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import write_bytes
-from longtail.models import Classifier
-from longtail.training.calibration import read_temperature
+from longtail.training.calibration import CALIBRATION, VALIDATION, read_temperature
 from longtail.training.progress import ProgressReporter
 
 _FORMATS = ("onnx", "torch", "safetensors", "card")
-_CALIBRATION = "calibration.json"
+_BESIDE = (CALIBRATION, f"{VALIDATION}.safetensors", f"{VALIDATION}.json")
+"""What ``longtail predict`` reads beside the model."""
 _OURS = {
     "onnx": {ONNX_FILE, f"{ONNX_FILE}.data", CARD_FILE},
     "torch": {TORCH_FILE, CARD_FILE},
-    "safetensors": {"model.safetensors", "model.json", _CALIBRATION, CARD_FILE},
+    "safetensors": {"model.safetensors", "model.json", *_BESIDE, CARD_FILE},
     "card": {CARD_FILE},
 }
 
@@ -71,7 +72,7 @@ def export(
         need_onnx()
     target = Path(out) if out is not None else path / "export" / format
     check_replaceable(target, _OURS[format], overwrite)
-    classifier = _load(path)
+    classifier = load_classifier(path)
     temperature = None if uncalibrated else read_temperature(path)
     form = Form(preprocessing, resizing, prior_input, temperature)
     with whole_folder(target) as folder:
@@ -81,11 +82,13 @@ def export(
             checked = write_torch(folder, classifier, form)
         elif format == "safetensors":
             checked = write_tensors(folder, classifier)
-            if temperature is not None:
-                write_bytes(folder / _CALIBRATION, (path / _CALIBRATION).read_bytes())
+            for name in _BESIDE:
+                if (path / name).exists():
+                    write_bytes(folder / name, (path / name).read_bytes())
         else:
             checked = []
-        card = model_card(path, classifier, "" if format == "card" else usage(format, classifier, form))
+        code = "" if format == "card" else usage(format, classifier, form)
+        card = model_card(path, classifier, code, temperature if format in ("onnx", "torch") else None)
         write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
     for file in sorted(target.iterdir()):
         say.say(f"{file}  {_size(file)}")
@@ -99,15 +102,6 @@ def export(
     for line in checked:
         say.say(line)
     return target
-
-
-def _load(path: Path) -> Classifier:
-    """Return the model of a run folder; where it has none, say why."""
-    if not (path / "model.json").exists() and (path / "config.yaml").exists():
-        if (path / "fold-0").is_dir():
-            raise UserError(f"{path} holds the folds of a run; export one of them, such as {path / 'fold-0'}.")
-        raise UserError(f"{path} has no model yet: the run is not finished; go on with longtail train --resume.")
-    return Classifier.load(path)
 
 
 def _size(file: Path) -> str:

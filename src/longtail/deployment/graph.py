@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from longtail.errors import UserError
 from longtail.models import Classifier
 
 _FAR = 0.05
+_CLEAR = 0.05
+"""Levels that a resized pixel must be away from a half for two runtimes to round it alike."""
+_TRIES = 100
 TOLERANCE = 1e-4
 """Largest difference to torch that is let pass, as a share of the largest logit (of 1, if that is smaller)."""
 
@@ -98,14 +101,21 @@ def resize_to_framing(images: Tensor, framing: Framing) -> Tensor:
     centre. Whole numbers only, no branch on a size, so that it can be traced for all sizes at once.
     """
     height, width = images.shape[-2:]
-    short = torch.sym_min(height, width)
-    whole: list[Any] = [framing.resize * height // short, framing.resize * width // short]
-    pixels = F.interpolate(images.float(), whole, mode=framing.interpolation, antialias=True)
-    pixels = pixels.round().clamp(0, 255)
+    whole = _whole_size(height, width, framing)
+    pixels = _resized(images, whole, framing).round().clamp(0, 255)
     # Halves are rounded to even, as Python's round does in `fit`: (d + 1) // 2 where d % 4 is 3, else d // 2.
     spare = [side - size for side, size in zip(whole, framing.size, strict=True)]
     top, left = ((d + d % 4 // 3) // 2 for d in spare)
     return pixels[:, :, top : top + framing.size[0], left : left + framing.size[1]]
+
+
+def _whole_size(height: Any, width: Any, framing: Framing) -> list[Any]:
+    short = torch.sym_min(height, width)
+    return [framing.resize * height // short, framing.resize * width // short]
+
+
+def _resized(images: Tensor, whole: list[Any], framing: Framing) -> Tensor:
+    return F.interpolate(images.float(), whole, mode=framing.interpolation, antialias=True)
 
 
 def description(classifier: Classifier, form: Form) -> dict[str, str]:
@@ -152,7 +162,8 @@ def model_inputs(classifier: Classifier, form: Form, pixels: Tensor, prior: Tens
 def check_against_torch(run: Runner, classifier: Classifier, form: Form, what: str) -> float:
     """Compare an exported model with ``Classifier.logits`` on the same images, in batches of 1 and 3.
 
-    Where it resizes, the images are of a size that needs no resizing: see :func:`measure_resizing` for others.
+    Where it resizes, these are of a size that needs no resizing. Others are added, which torch resizes by the same
+    steps; for how far both are from Pillow see :func:`measure_resizing`.
 
     Returns:
         The largest absolute difference of a logit.
@@ -163,10 +174,7 @@ def check_against_torch(run: Runner, classifier: Classifier, form: Form, what: s
     worst = 0.0
     prior = torch.arange(1, classifier.num_classes + 1, dtype=torch.float64)
     shift = classifier.prior_shift(prior) if form.prior_input else torch.zeros(1)
-    for count in (1, 3):
-        side = classifier.framing.resize
-        pixels = sample_images(classifier, count, (side, side) if form.resizing else None)
-        framed = framed_by_pillow(pixels, classifier.framing) if form.resizing else pixels
+    for pixels, framed in _checked_images(classifier, form.resizing):
         expected = classifier.logits(framed).double() / (form.temperature or 1.0) + shift
         with torch.no_grad():
             logits, probabilities = run(model_inputs(classifier, form, pixels, prior / prior.sum()))
@@ -182,15 +190,48 @@ def check_against_torch(run: Runner, classifier: Classifier, form: Form, what: s
     return worst
 
 
+def _checked_images(classifier: Classifier, resizing: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pixels for the exported model, and the same as the classifier takes them."""
+    framing = classifier.framing
+    for count in (1, 3):
+        pixels = sample_images(classifier, count, (framing.resize, framing.resize) if resizing else None)
+        yield pixels, framed_by_pillow(pixels, framing) if resizing else pixels
+    for pixels in _edges(classifier) if resizing else ():
+        yield pixels, resize_to_framing(pixels, framing).to(torch.uint8)
+
+
+def _other_sizes(side: int) -> tuple[tuple[int, int], ...]:
+    """Heights and widths that have to be resized to ``side``: wide, large, high, small."""
+    return (side, 2 * side), (3 * side + 1, 4 * side), (5 * side, 3 * side + 2), (side // 2 + 1, side)
+
+
+def _edges(classifier: Classifier) -> list[Tensor]:
+    """Return pictures of several sizes with one edge between two grays, whose resized pixels are clear of halves.
+
+    Another runtime may round a pixel near a half to the other side, through no fault of its own.
+    """
+    found, generator, framing = [], torch.Generator().manual_seed(0), classifier.framing
+    for height, width in _other_sizes(framing.resize):
+        for rows, columns in ((2 * height // 5, width), (height, 2 * width // 5)):
+            for _ in range(_TRIES):
+                dark, light = torch.randint(0, 128, (2,), generator=generator).tolist()
+                pixels = torch.full((1, len(classifier.mean), height, width), light + 128, dtype=torch.uint8)
+                pixels[..., :rows, :columns] = dark
+                exact = _resized(pixels, _whole_size(height, width, framing), framing)
+                if float((exact - exact.floor() - 0.5).abs().min()) > _CLEAR:
+                    found.append(pixels)
+                    break
+    return found
+
+
 def measure_resizing(run: Runner, classifier: Classifier, form: Form) -> str:
     """Return a sentence on how far resizing inside is from Pillow, on random soft pictures of several sizes.
 
     Raises:
         UserError: so far that it cannot be meant.
     """
-    side = classifier.framing.resize
     gaps, levels = [], []
-    for height, width in ((side, 2 * side), (3 * side + 1, 4 * side), (5 * side, 3 * side + 2), (side // 2 + 1, side)):
+    for height, width in _other_sizes(classifier.framing.resize):
         coarse = sample_images(classifier, 4, (6, 6)).float()
         pixels = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
         framed = framed_by_pillow(pixels, classifier.framing)
@@ -206,7 +247,7 @@ def measure_resizing(run: Runner, classifier: Classifier, form: Form) -> str:
             "Pillow; nothing was written. Resize outside and use --preprocessing."
         )
     return (
-        f"resizing inside is not Pillow's to the last bit: on {len(gap)} random pictures of {len(gaps)} sizes pixels "
-        f"differ by {float(torch.stack(levels).mean()):.2g} of 255 levels on average, probabilities by "
-        f"{float(gap.mean()):.1g} ({float(gap.max()):.1g} at most)."
+        f"resizing inside is not Pillow's to the last bit: on {len(gap)} random pictures of {len(gaps)} sizes its "
+        f"probabilities differ by {float(gap.mean()):.1g} on average ({float(gap.max()):.1g} at most), and pixels that "
+        f"torch resizes in the same way by {float(torch.stack(levels).mean()):.2g} of 255 levels."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
@@ -74,7 +75,7 @@ def find_images(words: Sequence[str | os.PathLike[str]], channels: int, size: tu
 
 def _paths_of(word: str) -> list[str]:
     if word == _STDIN:
-        return [line for line in (line.rstrip("\r\n") for line in sys.stdin) if line.strip()]
+        return _lines_of_stdin()
     if os.path.isdir(word):
         return _below(word, ())
     if os.path.lexists(word) or not glob.has_magic(word):
@@ -85,6 +86,14 @@ def _paths_of(word: str) -> list[str]:
     # `**` gives a folder and what lies in it: such a folder is not opened a second time.
     files = [path for path in found if not os.path.isdir(path)]
     return files if "**" in word else [path for item in found for path in _paths_of(glob.escape(item))]
+
+
+def _lines_of_stdin() -> list[str]:
+    """Return the lines, as file names: any bytes, as names of files may be."""
+    # A notebook's, and what stands for it in a test, has no bytes beneath.
+    data = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else os.fsencode(sys.stdin.read())
+    lines = (line.rstrip(b"\r") for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    return [os.fsdecode(line) for line in lines if line.strip()]
 
 
 def _below(folder: str, above: tuple[tuple[int, int], ...]) -> list[str]:
@@ -119,7 +128,7 @@ def read_images(file: Path, channels: int, size: tuple[int, int]) -> Tensor:
         raise UserError(f"no such file: {file}") from None
     except UserError:
         raise
-    except (ValueError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error):  # TypeError: a .npy file inside
         raise damaged from None
     if not isinstance(array, np.ndarray):
         raise damaged

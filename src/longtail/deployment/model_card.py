@@ -12,6 +12,7 @@ import longtail
 from longtail.deployment.run_records import RunRecords, read_records
 from longtail.errors import counted
 from longtail.metrics import GROUPS
+from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
 from longtail.reporting.charts import FEW_IMAGES
 from longtail.reporting.headline import group_sizes
@@ -26,13 +27,14 @@ _MOST_CLASSES = 200
 _ENDS = 10
 
 
-def model_card(run: Path, classifier: Classifier, usage: str = "") -> str:
+def model_card(run: Path, classifier: Classifier, usage: str = "", inside: float | None = None) -> str:
     """Return the model card of ``classifier`` from the records in ``run``, as many of them as are there.
 
     Args:
         run: a run folder, or one that holds the model alone.
         classifier: its model.
         usage: Python that uses what the card lies beside; "" leaves that section out.
+        inside: the temperature that what the card lies beside divides the logits by; None = it does not.
 
     Raises:
         UserError: a record is cut off or of another form.
@@ -46,7 +48,7 @@ def model_card(run: Path, classifier: Classifier, usage: str = "") -> str:
         ("Data", _data(classifier, records)),
         ("Figures", _figures(records)),
         ("What it is bad at", _weaknesses(records)),
-        ("Calibration", _calibration(records)),
+        ("Calibration", _calibration(records, inside)),
         ("Class prior", _prior(classifier)),
         ("Training", _training(classifier, records)),
         ("Classes", _classes(classifier, records)),
@@ -174,7 +176,7 @@ def _weaknesses(records: RunRecords) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _calibration(records: RunRecords) -> str:
+def _calibration(records: RunRecords, inside: float | None) -> str:
     lines = []
     if records.evaluation is not None:
         lines.append(
@@ -184,10 +186,15 @@ def _calibration(records: RunRecords) -> str:
     fitted = records.calibration
     if fitted is not None:
         before, after = (100 * value for value in fitted["ece"])
+        temperature = f"{fitted['temperature']:.4g}"
+        applied = (
+            f"It is not applied in this file: divide the logits by {temperature} first, as `longtail predict` does."
+            if inside is None
+            else "The logits that come out are divided by it inside."
+        )
         lines.append(
-            f"A temperature of {fitted['temperature']:.4g} was fitted on "
-            f"{counted(fitted['images'], 'validation image')} (never on test images): the logits are divided by it. "
-            f"There it takes the gap from {before:.1f} to {after:.1f} %."
+            f"A temperature of {temperature} was fitted on {counted(fitted['images'], 'validation image')} (never on "
+            f"test images). {applied} On the validation images it takes the gap from {before:.1f} to {after:.1f} %."
         )
         calibrated = (records.evaluation or {}).get("calibrated")
         if isinstance(calibrated, dict) and "ece" in calibrated:
@@ -199,7 +206,7 @@ def _calibration(records: RunRecords) -> str:
 
 def _prior(classifier: Classifier) -> str:
     prior, counts = classifier.logit_prior.double(), classifier.class_counts.double()
-    if torch.allclose(prior, torch.full_like(prior, 1 / len(prior)), atol=1e-6):
+    if is_uniform(prior):
         what = "that all classes are equally frequent (uniform prior)"
     elif torch.allclose(prior, counts / counts.sum(), atol=1e-6):
         what = "that classes are as frequent as in the training images"

@@ -17,8 +17,10 @@ from longtail.deployment.image_inputs import find_images
 from longtail.deployment.logit_stream import ScoredBatch, score_images
 from longtail.deployment.predict_notes import probability_notes, shortlist_notes, summary
 from longtail.deployment.priors import find_prior, write_prior
-from longtail.deployment.result_table import SET_MARK, ResultTable, check_output, choose_format
+from longtail.deployment.result_table import SET_MARK, ResultTable, choose_format
+from longtail.deployment.run_records import load_classifier
 from longtail.errors import UserError, counted, unknown_name
+from longtail.files import check_output
 from longtail.metrics import CONFORMAL_KINDS, estimate_prior
 from longtail.models import Classifier
 from longtail.training.calibration import read_temperature
@@ -94,8 +96,11 @@ def predict(
     """
     path, file, kept = Path(run), _path(out), _path(prior_out)
     kind = choose_format(file, format)
-    check_output("--out", file, overwrite)
-    check_output("--prior_out", kept, overwrite)
+    for option, wanted in (("--out", file), ("--prior_out", kept)):
+        if wanted is not None:
+            check_output(wanted, overwrite, option=option)
+    if file is not None and kept is not None and file.resolve() == kept.resolve():
+        raise UserError(f"--out and --prior_out are the same file, {file}; name two.")
     _check_numbers(top_k, reject_below, coverage, batch_size, workers)
     _check_prior(prior, kept, coverage, conformal)
     # The reporter keeps to what is standard output when it is made; where the table goes there, it must not.
@@ -107,7 +112,7 @@ def predict(
     new = None if prior in ("none", "estimate") else find_prior(prior, classifier)
     form = AnswerForm(classifier.class_names, top_k, _shift(classifier, new), reject_below)
     temperature = read_temperature(path)
-    notes = probability_notes(classifier, temperature, prior)
+    notes = probability_notes(path, classifier, temperature, prior)
     if coverage is not None:
         _check_names(classifier, kind)
         form = replace(form, shortlist=_shortlist(path, classifier, conformal or "marginal", coverage, form.shift, new))
@@ -117,16 +122,14 @@ def predict(
     for note in notes:
         say.say(note)
     workers = default_workers(where) if workers is None else workers
-    scored = score_images(
-        classifier.to(where), sources, batch_size, default_workers(where) if workers is None else workers
-    )
+    scored = score_images(classifier.to(where), sources, batch_size, workers)
     batches: Iterable[ScoredBatch] = _with_progress(scored, temperature or 1.0, sum(map(len, sources)), say)
-    if prior == "estimate":
-        batches = list(batches)
-        new = _estimated(batches, classifier, say)
-        form = replace(form, shift=_shift(classifier, new))
     tally = Tally()
     with ResultTable(file, kind, form.columns) as table:
+        if prior == "estimate":
+            batches = list(batches)
+            new = _estimated(batches, classifier, say)
+            form = replace(form, shift=_shift(classifier, new))
         for batch in batches:
             rows = form.rows(batch)
             tally.add(rows)
@@ -138,22 +141,6 @@ def predict(
     say.say(summary(tally, form, file))
     by_name = None if new is None else dict(zip(classifier.class_names, new.tolist(), strict=True))
     return Predictions(tally.images, tally.unreadable, by_name, file)
-
-
-def load_classifier(folder: Path) -> Classifier:
-    """Return the classifier of the run in ``folder``.
-
-    Raises:
-        UserError: the folder holds no finished run, or a file in it is cut off or changed.
-    """
-    if not (folder / "model.json").exists():
-        if (folder / "fold-0" / "model.json").exists():
-            raise UserError(f"{folder} holds the folds of a run; name one of them, such as {folder / 'fold-0'}.")
-        if (folder / "config.yaml").exists():
-            raise UserError(f"the run in {folder} has no model yet; go on with longtail train --out {folder} --resume.")
-        what = "it has no model.json" if folder.exists() else "there is no such folder"
-        raise UserError(f"{folder} is not a run folder: {what}.")
-    return Classifier.load(folder)
 
 
 def _path(path: str | Path | None) -> Path | None:
@@ -210,8 +197,8 @@ def _shortlist(
     held_out = read_held_out(folder)
     if held_out is None:
         raise UserError(
-            f"--coverage needs validation images, and the run in {folder} was trained without; train with "
-            "--val_fraction 0.1 or so."
+            f"--coverage needs validation images: there is no validation.safetensors in {folder} (train with "
+            "--val_fraction 0.1 or so, or use the run itself)."
         )
     counts = classifier.class_counts.cpu()
     return calibrate_shortlist(held_out, kind, coverage, counts, classifier.prior_shift("train"), shift, prior)

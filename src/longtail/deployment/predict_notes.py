@@ -9,19 +9,20 @@ from torch import Tensor
 
 from longtail.deployment.answers import AnswerForm, Tally
 from longtail.errors import counted
+from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
 from longtail.training.shortlists import Shortlist
 
 
-def probability_notes(classifier: Classifier, temperature: float | None, prior: str) -> list[str]:
+def probability_notes(folder: Path, classifier: Classifier, temperature: float | None, prior: str) -> list[str]:
     """Return what the probabilities are: calibrated by ``temperature`` or not, and for which classes' frequencies."""
     if temperature is None:
-        calibrated = "probabilities are not calibrated (the run was trained without --val_fraction)"
+        calibrated = f"probabilities are not calibrated (no calibration.json in {folder})"
     else:
         calibrated = f"probabilities are calibrated on validation images (temperature {temperature:.3g})"
     if prior == "none":
         own, counts = classifier.logit_prior.double().cpu(), classifier.class_counts.double().cpu()
-        alike = "all equally frequent" if _equal(own) else "as frequent as the model's own prior says"
+        alike = "all equally frequent" if is_uniform(own) else "as frequent as the model's own prior says"
         classes = "as frequent as in the training data" if _same(own, counts / counts.sum()) else alike
     else:
         classes = {
@@ -53,11 +54,6 @@ def summary(tally: Tally, form: AnswerForm, file: Path | None) -> str:
     if tally.unreadable:
         parts.append(f"{tally.unreadable} cannot be read, first {tally.first_bad}: see the column error")
     return "; ".join(parts) + (f"; {file}" if file is not None else "")
-
-
-def _equal(prior: Tensor) -> bool:
-    """Return whether a prior is the same for every class, but for rounding."""
-    return bool((prior.max() - prior.min()) <= 1e-6 * prior.max())
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -47,16 +47,6 @@ def choose_format(out: Path | None, given: str | None) -> str:
     return given or str(known)
 
 
-def check_output(option: str, path: Path | None, overwrite: bool) -> None:
-    """Raise :class:`UserError` unless ``path`` of ``option`` may be written: it is not there, or may be replaced."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder; name a file in it.")
-    if path.exists() and not overwrite:
-        raise UserError(f"{option} {path} exists; add --overwrite to replace it, or choose another name.")
-
-
 class ResultTable:
     """Writes rows to a file beside ``out``, which takes its name when the ``with`` block ends well; or to stdout.
 
@@ -72,10 +62,12 @@ class ResultTable:
     def __init__(self, out: Path | None, kind: str, columns: Mapping[str, Column]) -> None:
         self.out = out
         self._fresh = None if out is None else out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        self._made = [] if out is None else [folder for folder in out.parents if not folder.exists()]
         self._file: BinaryIO | None = None
         self._writer: _Writer | None = None
         with self._refusing():
             if self._fresh is not None:
+                self._fresh.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._fresh, "wb")  # noqa: SIM115 - open until the table is whole
             self._writer = _WRITERS[kind](self._file or _Stdout(), columns)
 
@@ -121,7 +113,11 @@ class ResultTable:
             with suppress(OSError):  # on a full disk closing fails too: it writes what is left
                 self._file.close()
         if self._fresh is not None:
-            self._fresh.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder could not be made
+                self._fresh.unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):  # it holds the table
+                folder.rmdir()
 
 
 class _Stdout:

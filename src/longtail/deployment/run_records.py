@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longtail.errors import UserError
+from longtail.models import Classifier
 from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
 from longtail.training.calibration import read_calibration
 from longtail.training.run_folder import read_config, read_environment
@@ -35,3 +37,19 @@ def read_records(run: Path) -> RunRecords:
         environment=read_environment(run / "environment.json"),
         calibration=read_calibration(run),
     )
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Return the classifier of the run in ``folder``.
+
+    Raises:
+        UserError: the folder holds no finished run, or a file in it is cut off or changed.
+    """
+    if not (folder / "model.json").exists():
+        if (folder / "fold-0" / "model.json").exists():
+            raise UserError(f"{folder} holds the folds of a run; name one of them, such as {folder / 'fold-0'}.")
+        if (folder / "config.yaml").exists():
+            raise UserError(f"the run in {folder} has no model yet; go on with longtail train --out {folder} --resume.")
+        what = "it has no model.json" if folder.exists() else "there is no such folder"
+        raise UserError(f"{folder} is not a run folder: {what}.")
+    return Classifier.load(folder)

@@ -34,11 +34,14 @@ def check_replaceable(path: Path, ours: Collection[str], overwrite: bool) -> Non
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a new folder to write into, which takes the place of ``path`` (and of what is there) if the block ends well.
 
+    A folder that is there stays, and its files are exchanged: it may be a link, or the one that the user is in.
+
     Raises:
         UserError: the disk is full, or nothing may be written there.
     """
-    fresh, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
-    made = not path.parent.exists()
+    place = path.resolve()
+    fresh, old = (place.with_name(f".{place.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    made = not place.parent.exists()
     try:
         fresh.mkdir(parents=True)
         yield fresh
@@ -48,17 +51,37 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-        sync_folder(path.parent)
+        if place.exists():
+            _exchange(place, fresh, old)
+            sync_folder(place)
+        else:
+            fresh.rename(place)
+        sync_folder(place.parent)
     except OSError as error:
         raise UserError(f"--out {path} cannot be written: {error.strerror or error}.") from None
     finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         if made:
             with suppress(OSError):  # it holds something
-                path.parent.rmdir()
+                place.parent.rmdir()
+
+
+def _exchange(place: Path, fresh: Path, old: Path) -> None:
+    """Move the files in ``place`` into the new folder ``old`` and those in ``fresh`` into ``place``, or leave all."""
+    old.mkdir()
+    try:
+        _move(place, old)
+        try:
+            _move(fresh, place)
+        except BaseException:
+            _move(place, fresh)
+            raise
+    except BaseException:
+        _move(old, place)
+        raise
+
+
+def _move(source: Path, target: Path) -> None:
+    for file in list(source.iterdir()):
+        file.rename(target / file.name)

@@ -16,6 +16,11 @@ STRENGTHS = tuple(step / 10 for step in range(21))
 """Strengths that :func:`choose_strength` tries: 0, 0.1, ..., 2."""
 
 
+def is_uniform(prior: Tensor) -> bool:
+    """Return whether ``prior [C]`` is the same for every class, but for rounding to float32."""
+    return bool(prior.max() - prior.min() <= 1e-6 * prior.max())
+
+
 def adjusted_logits(logits: Tensor, prior: Tensor, strength: float) -> Tensor:
     """Return ``logits [N, C] - strength * log(prior [C])``; a class of prior 0 is treated like the rarest other one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from longtail.reporting import markdown
 from longtail.reporting.compare_page import render_comparison
 from longtail.reporting.compared_runs import FIGURES, find_runs, group_by_seed
 from longtail.reporting.comparison import Comparison, Kind, Row, build_comparison
+from longtail.reporting.reproduce import as_text
 from longtail.reporting.terminal import print_table
 from longtail.training.progress import ProgressReporter
 
@@ -49,7 +49,7 @@ def compare(
         UserError: a folder is no finished run, or the file cannot be written.
     """
     say = ProgressReporter(quiet)
-    target = None if out is None else check_output(Path(out), (".md", ".html", ".json"), overwrite)
+    target = None if out is None else check_output(Path(out), overwrite, (".md", ".html", ".json"))
     found, notes = find_runs([runs] if isinstance(runs, str) else [str(run) for run in runs])
     if len(found) < 2:
         raise UserError(f"{found[0].path} is one run; name two or more to compare.")
@@ -80,7 +80,7 @@ def tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]
         found.append((title, ["runs", "seeds", *labels], rows, below))
     if comparison.options:
         names = [group.name for group in comparison.groups]
-        rows = [[key, *map(_as_text, values)] for key, values in comparison.options.items()]
+        rows = [[key, *map(as_text, values)] for key, values in comparison.options.items()]
         found.append(("Options that differ", ["option", *names], rows, []))
     return found
 
@@ -108,10 +108,6 @@ def _cell(value: MeanInterval | None, name: str, kind: Kind, sign: bool) -> str:
     if kind == "seeds":
         return f"{word(value.mean)} ± {scale * (value.high - value.mean):.{digits}f}"
     return f"{word(value.mean)} [{word(value.low)}, {word(value.high)}]"
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def as_markdown(comparison: Comparison) -> str:

@@ -24,6 +24,7 @@ from longtail.reporting.inspect_figures import data_figures, suspect_labels
 from longtail.reporting.inspect_findings import findings
 from longtail.reporting.inspect_page import is_ours, render
 from longtail.reporting.inspect_text import lines
+from longtail.reporting.reproduce import as_text
 from longtail.training.defaults import chosen_framing, describe, pick_device, resolve
 from longtail.training.held_out import held_out
 from longtail.training.progress import ProgressReporter
@@ -106,7 +107,7 @@ def _training(config: TrainConfig, given: Mapping[str, Any], found: Survey, spli
         UserError: training would refuse an option.
     """
     extra = {"on_bad_image": "skip"} if found.facts.errors else {}
-    words = [f"--{key} {shlex.quote(_as_text(value))}" for key, value in {**given, **extra}.items() if key != "data"]
+    words = [f"--{key} {shlex.quote(as_text(value))}" for key, value in {**given, **extra}.items() if key != "data"]
     config, notes = resolve(config, splits)
     train = splits.train
     train = replace(train, framed=chosen_framing(config)) if isinstance(train, ImageFiles) else train
@@ -123,10 +124,6 @@ def _training(config: TrainConfig, given: Mapping[str, Any], found: Survey, spli
         f"{hardware['threads']} threads",
         "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 1),
     }
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else dumps(value, ensure_ascii=False)
 
 
 def _page_path(data: str, out: str | Path | None) -> Path:

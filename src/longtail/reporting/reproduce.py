@@ -34,7 +34,7 @@ def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
         if key in ("data", "method", "seed") or may_change(key):
             continue
         if key not in defaults or value != defaults[key]:
-            words.append(f"--{key} {shlex.quote(_as_text(value))}")
+            words.append(f"--{key} {shlex.quote(as_text(value))}")
     return " \\\n  ".join([*words, f"--seed {config.get('seed', 0)}"])
 
 
@@ -56,10 +56,10 @@ def settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for key, value in _options(config).items():
         group, _, name = key.rpartition(".")
-        groups.setdefault(group or "run", []).append((name, _as_text(value)))
+        groups.setdefault(group or "run", []).append((name, as_text(value)))
     return list(groups.items())
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value as the command line and YAML read it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -29,11 +29,12 @@ from longtail.metrics import (
     predict_with_confidence,
     prior_weights,
 )
+from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
 from longtail.training.evaluation import Evaluation, collect_logits
 
 VALIDATION = "validation"
-_CALIBRATION = "calibration.json"
+CALIBRATION = "calibration.json"
 FEWEST_IMAGES = 30
 """Effective number of validation images below which no temperature is fitted: one wrong image would decide it."""
 
@@ -80,9 +81,9 @@ def calibrate(
         "nll": [negative_log_likelihood(logits, labels, at, weights) for at in (1.0, temperature)],
         "ece": [error(at) for at in (1.0, temperature)],
     }
-    if not _uniform(prior):
+    if not is_uniform(prior):
         record["tau"] = choose_strength(logits, labels, prior)
-    write_json(folder / _CALIBRATION, record)
+    write_json(folder / CALIBRATION, record)
 
 
 def read_calibration(folder: Path) -> dict[str, Any] | None:
@@ -91,7 +92,7 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file was cut off or changed.
     """
-    path = folder / _CALIBRATION
+    path = folder / CALIBRATION
     if not path.exists():
         return None
     record = read_json(path)
@@ -175,8 +176,3 @@ def validation_notes(folder: Path) -> list[str]:
 def _confidence(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     predictions, confidence = predict_with_confidence(logits / temperature)
     return confidence, predictions == labels
-
-
-def _uniform(prior: Tensor) -> bool:
-    """Return whether a prior is the same for all classes, but for rounding to float32."""
-    return bool(prior.max() - prior.min() <= 1e-6 * prior.max())
