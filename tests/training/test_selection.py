@@ -49,7 +49,7 @@ def log_of(path, stage):
 
 @pytest.fixture
 def splits(tiny_splits):
-    """Half of the test images validate, with labels that are mostly wrong, so that learning makes the later epochs worse."""
+    """Half of the test images validate, with labels that are mostly wrong: later epochs are worse."""
     places = torch.arange(len(tiny_splits.test))
     held = tiny_splits.test.subset(places[places % 2 == 0])
     labels = held.labels.clone()
