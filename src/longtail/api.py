@@ -129,7 +129,7 @@ def _train_one(
     counts = splits.train.class_counts
     say.say(
         f"{splits.name}: {len(splits.train)} training images, {splits.train.num_classes} classes of "
-        f"{int(counts.max())} down to {int(counts.min())} (imbalance {imbalance_factor(counts):.0f}), "
+        f"{int(counts.max())} down to {int(counts.min())} (imbalance {imbalance_factor(counts):.3g}), "
         + (f"{len(splits.validation)} validation images, " if splits.validation is not None else "")
         + f"{len(splits.test)} test images ({splits.test_split})"
     )

@@ -253,7 +253,7 @@ def test_groups_without_classes_and_intervals_without_spread(tmp_path: Path) -> 
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     page = read(tmp_path)
     assert "no such class 0 classes with more than 100 training images" in page.text
-    assert "too few test images for an interval 1 class with fewer than 20" in page.text
+    assert "no interval: every class is all right or all wrong here 1 class with fewer than 20" in page.text
     assert "no interval: each class is all right or all wrong" in page.text
     assert "Top-5" not in page.text
     assert "None" not in page.text
@@ -445,7 +445,7 @@ def test_a_chosen_epoch_and_a_temperature_are_told(run: Path) -> None:
     assert "A temperature of 1.37 was fitted on 64 validation images" in text
     assert "divided by it by longtail predict and in exports (the model is too sure of itself)" in text
     (run / "calibration.json").write_text(json.dumps(record | {"temperature": 1.0}))
-    assert "(the validation images cannot tell how sure the model may be)" in read(run).text
+    assert "No temperature was fitted: the 64 validation images are too few" in read(run).text
     (run / "calibration.json").write_text(json.dumps(record))
     assert "from 13.2 % to 4.1 %, and the negative log-likelihood from 0.91 to 0.75" in text
     assert "On the test images the mean gap becomes 5.1 %, and that by class 20.3 %" in text

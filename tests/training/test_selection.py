@@ -143,7 +143,7 @@ def test_every_stage_looks_and_keeps_its_best(tmp_path, options, splits, watched
         assert selected["epoch"] == len(values) - int(np.argmax(values[::-1]))
         assert selected["of"] == len(looks) == len(values)
         assert same(Classifier.load(tmp_path / folder).state_dict(), looks[selected["epoch"] - 1])
-        assert read_temperature(tmp_path / folder) > 0
+        assert read_calibration(tmp_path / folder)["temperature"] > 0
     # No prior is left in the logits of either, so no strength of one is fitted.
     assert "tau" not in read_calibration(tmp_path / "run")
 
@@ -318,7 +318,7 @@ def test_over_folds_each_fold_has_its_own(desk, make_photos):
     for fold in (0, 1):
         figures = json.loads((desk.folder / f"run/fold-{fold}/evaluation.json").read_text())
         assert figures["selected"]["of"] == 2
-        assert read_temperature(desk.folder / f"run/fold-{fold}") > 0
+        assert read_calibration(desk.folder / f"run/fold-{fold}")["temperature"] > 0
     pooled = json.loads((desk.folder / "run/evaluation.json").read_text())
     assert pooled["selection"] == "best"
     assert "In each fold, figures of the epoch that was best" in (desk.folder / "run/report.html").read_text()

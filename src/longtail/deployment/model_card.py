@@ -184,7 +184,7 @@ def _calibration(records: RunRecords, inside: float | None) -> str:
             f"as it is): {_percent(records.evaluation['ece'])} %."
         )
     fitted = records.calibration
-    if fitted is not None:
+    if fitted is not None and fitted["temperature"] != 1:
         before, after = (100 * value for value in fitted["ece"])
         temperature = f"{fitted['temperature']:.4g}"
         applied = (
@@ -200,7 +200,7 @@ def _calibration(records: RunRecords, inside: float | None) -> str:
         if isinstance(calibrated, dict) and "ece" in calibrated:
             lines.append(f"On the test images the gap with it is {_percent(calibrated['ece'])} %.")
     elif lines:
-        lines.append("No temperature was fitted.")
+        lines.append("No temperature was fitted: these probabilities are not calibrated.")
     return " ".join(lines)
 
 

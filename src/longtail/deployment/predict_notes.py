@@ -11,13 +11,16 @@ from longtail.deployment.answers import AnswerForm, Tally
 from longtail.errors import counted
 from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
+from longtail.training.calibration import CALIBRATION
 from longtail.training.shortlists import Shortlist
 
 
 def probability_notes(folder: Path, classifier: Classifier, temperature: float | None, prior: str) -> list[str]:
     """Return what the probabilities are: calibrated by ``temperature`` or not, and for which classes' frequencies."""
     if temperature is None:
-        calibrated = f"probabilities are not calibrated (no calibration.json in {folder})"
+        there = (folder / CALIBRATION).exists()
+        why = "its validation images are too few, or all right" if there else f"no {CALIBRATION} in {folder}"
+        calibrated = f"probabilities are not calibrated ({why})"
     else:
         calibrated = f"probabilities are calibrated on validation images (temperature {temperature:.3g})"
     if prior == "none":

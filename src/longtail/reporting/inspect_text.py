@@ -42,7 +42,7 @@ def lines(figures: Figures) -> list[str]:
 def headline(figures: Figures) -> str:
     """Return the data set in a line."""
     factor = figures["imbalance_factor"]
-    imbalance = "" if factor is None else f" (imbalance {factor:.0f})"
+    imbalance = "" if factor is None else f" (imbalance {factor:.3g})"
     split = f" ({figures['test_split']})" if figures["test_split"] else ""
     return (
         f"{figures['data']}: {counted(figures['train_images'], 'training image')}, "

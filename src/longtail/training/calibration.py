@@ -106,18 +106,20 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
 def read_temperature(folder: Path) -> float | None:
     """Return what the logits of the run in ``folder`` are divided by, None if nothing was fitted.
 
+    A temperature of exactly 1 says that the validation images could not tell: too few, or all classified rightly.
+
     Raises:
         UserError: as :func:`read_calibration`.
     """
     record = read_calibration(folder)
-    return None if record is None else float(record["temperature"])
+    return None if record is None or record["temperature"] == 1 else float(record["temperature"])
 
 
 def with_validation(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -> Evaluation:
     """Return ``evaluation`` with what the validation images of the run in ``folder`` chose; as it is without any.
 
     Added to the figures are how the epoch was chosen (``selection``, ``selected``), calibration errors at the fitted
-    temperature (``calibrated``) and, where a strength of the prior was fitted, what it gives (``post_hoc``).
+    temperature (``calibrated``), if one was fitted, and, where a strength of the prior was fitted, what it gives (``post_hoc``).
 
     Raises:
         UserError: a file was cut off or changed.
@@ -126,14 +128,15 @@ def with_validation(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -
     if calibration is None:
         return evaluation
     logits, labels = evaluation.logits, evaluation.labels
-    temperature = float(calibration["temperature"])
-    confidence, right = _confidence(logits, labels, temperature)
     added: dict[str, Any] = load_meta(folder, VALIDATION)
-    added["calibrated"] = {
-        "temperature": temperature,
-        "ece": expected_calibration_error(confidence, right),
-        "class_ece": class_calibration_error(confidence, right, labels, logits.shape[1]),
-    }
+    temperature = read_temperature(folder)
+    if temperature is not None:
+        confidence, right = _confidence(logits, labels, temperature)
+        added["calibrated"] = {
+            "temperature": temperature,
+            "ece": expected_calibration_error(confidence, right),
+            "class_ece": class_calibration_error(confidence, right, labels, logits.shape[1]),
+        }
     if "tau" in calibration:
         strength, edges = float(calibration["tau"]), evaluation.figures["group_edges"]
         predictions = adjusted_logits(logits, logit_prior.cpu(), strength).argmax(dim=1)
