@@ -119,7 +119,7 @@ def with_validation(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -
     """Return ``evaluation`` with what the validation images of the run in ``folder`` chose; as it is without any.
 
     Added to the figures are how the epoch was chosen (``selection``, ``selected``), calibration errors at the fitted
-    temperature (``calibrated``), if one was fitted, and, where a strength of the prior was fitted, what it gives (``post_hoc``).
+    temperature (``calibrated``) and what the strength of the prior gives (``post_hoc``), each where one was fitted.
 
     Raises:
         UserError: a file was cut off or changed.
