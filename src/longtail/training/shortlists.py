@@ -23,13 +23,11 @@ from longtail.metrics import (
     shortlists,
 )
 from longtail.metrics.inputs import row_blocks
-from longtail.training.calibration import read_temperature
+from longtail.training.calibration import VALIDATION, read_temperature
 from longtail.training.evaluation import Evaluation, load_predictions
 
 TARGET = 0.9
 """Coverage that every evaluation measures."""
-
-_VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,9 @@ def read_held_out(folder: Path) -> HeldOut | None:
     Raises:
         UserError: a file was cut off or changed.
     """
-    if not (folder / f"{_VALIDATION}.json").exists():
+    if not (folder / f"{VALIDATION}.json").exists():
         return None
-    logits, labels = load_predictions(folder, _VALIDATION)
+    logits, labels = load_predictions(folder, VALIDATION)
     return HeldOut(logits / (read_temperature(folder) or 1.0), labels)
 
 
