@@ -55,6 +55,7 @@ class TrainConfig:
         out: run folder; default ``runs/DATA-METHOD-seedN``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``.
+        capture: record the training step once and replay it where the device can (CUDA graphs); changes only the speed.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
             validation images; 0 = at the test set at the end only, at the validation images after every epoch.
         source, loading, views, loss, queue, teacher, optimiser, checkpoint, tracking: groups of options.
@@ -78,6 +79,7 @@ class TrainConfig:
     out: str | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    capture: bool = True
     evaluate_every: int = 0
     source: DataOptions = field(default_factory=DataOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)

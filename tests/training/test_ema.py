@@ -22,7 +22,7 @@ def run_steps(modules, average, steps):
                     value.add_(torch.randn(value.shape, generator=generator))
                 else:
                     value.add_(1)
-        average.update()
+        average.update(torch.tensor(False))
         decay = min(average.decay, (1 + n) / (10 + n))
         slow = [
             decay * old + (1 - decay) * new.detach().double() if new.is_floating_point() else new.double()
@@ -55,3 +55,15 @@ def test_state_round_trip_continues_bit_for_bit():
     run_steps(other, second, 3)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
+
+
+def test_a_refused_step_moves_nothing():
+    modules = small_network()
+    average = MovingAverage(modules, 0.9)
+    run_steps(modules, average, 2)
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    with torch.no_grad():
+        modules[1].weight.add_(1)
+    average.update(torch.tensor(True))
+    for name, value in average.state_dict().items():
+        assert torch.equal(value, before[name]), name

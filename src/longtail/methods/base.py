@@ -111,11 +111,14 @@ class Method(nn.Module):
         views: view name to augmentation recipe; every batch holds these views.
         sampler: how an epoch draws samples; ``instance`` = each image once.
         encoder, head: what is deployed, and what a moving average of the weights covers.
+        uses_progress: whether ``forward`` computes something else as ``progress`` rises. If not, a step may be captured
+            once and replayed; ``on_epoch`` then changes what it changes in place (buffers, not attributes).
         passes: what a step costs, for the time left: forward and backward of one view through the encoder = 1.
     """
 
     views: dict[str, str]
     passes: float = 1.0
+    uses_progress: bool = False
     sampler: str = "instance"
     encoder: nn.Module
     head: nn.Module

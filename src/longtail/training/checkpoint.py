@@ -36,6 +36,11 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    for parameter, values in optimiser.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # Files keep no memory layout, and a fused optimiser walks parameter and state alike through memory.
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -36,15 +36,18 @@ class MovingAverage(nn.Module):
         return [self.get_buffer(f"value_{index}") for index in range(len(self._live))]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the present values."""
-        weight = 1 - ramped_decay(self.updates, self.decay)
+    def update(self, bad: Tensor) -> None:
+        """Move the average towards the present values, unless ``bad`` (bool, 0-d, not read from a device).
+
+        The present values must be finite also where ``bad``: a weight of 0 does not hide a NaN.
+        """
+        weight = torch.where(bad, 0.0, 1 - ramped_decay(self.updates, self.decay))
         for average, live in zip(self._average, self._live, strict=True):
             if average.is_floating_point():
                 average.lerp_(live.detach(), weight.to(average))
             else:
                 average.copy_(live)
-        self.updates += 1
+        self.updates += ~bad
 
     @contextmanager
     @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -43,31 +42,16 @@ class NormStatistics:
         if self._live:
             torch._foreach_copy_(self._kept, self._live)
 
-    def restore(self) -> None:
-        """Put the remembered values back."""
-        if self._live:
-            torch._foreach_copy_(self._live, self._kept)
+    def restore(self, where: Tensor) -> None:
+        """Put the remembered values back if ``where`` (bool, 0-d) is true, without reading it from a device."""
+        if where.device.type == "cpu" and not where:
+            return
+        for live, kept in zip(self._live, self._kept, strict=True):
+            live.copy_(torch.where(where, kept, live))
 
     def size(self) -> Tensor:
         """Return the L2 norm of all statistics: not finite if one of them is not."""
         return nn.utils.get_total_norm([buffer for buffer in self._live if buffer.is_floating_point()])
-
-
-def bad_forward(losses: Mapping[str, Tensor], statistics: NormStatistics) -> str | None:
-    """Return what a forward pass left that is not finite, or None.
-
-    Batch statistics are looked at too: a variance can overflow while the normalised features, and so the losses,
-    stay finite.
-    """
-    for name, value in losses.items():
-        if not torch.isfinite(value):
-            return f"loss {name!r} is {value.item()}"
-    return None if torch.isfinite(statistics.size()) else "a BatchNorm statistic is not finite"
-
-
-def bad_gradient(norm: Tensor) -> str | None:
-    """Return what is wrong with a gradient of L2 norm ``norm``, or None if the step may be taken."""
-    return None if norm <= LARGEST_GRADIENT else f"the gradient's norm is {norm.item():.3g}"
 
 
 class StopRequest:

@@ -7,25 +7,24 @@ of method, optimiser and average, and the running sums of the epoch are all that
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longtail.config import TrainConfig, resolved
+from longtail.config import resolved
 from longtail.data import ImageFiles, ImageSet
-from longtail.data.augment_tone import widest_float
 from longtail.data.keyed import derive_seed
-from longtail.data.loading import Batch, ResidentLoader
+from longtail.data.loading import ResidentLoader
 from longtail.data.streaming import StreamingLoader, default_workers
 from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
 from longtail.models import Classifier
+from longtail.training.capture import CapturedStep, CudaRecorder, Step
 from longtail.training.checkpoint import (
     CheckpointFolder,
     MetricsLog,
@@ -36,34 +35,16 @@ from longtail.training.checkpoint import (
     restore_optimiser,
 )
 from longtail.training.ema import MovingAverage
-from longtail.training.guard import Diverged, Interrupted, NormStatistics, StopRequest, bad_forward, bad_gradient
+from longtail.training.guard import Diverged, Interrupted, StopRequest
+from longtail.training.optimisers import build_optimiser, set_rate
 from longtail.training.progress import ProgressReporter
 from longtail.training.schedule import learning_rate_factor
 from longtail.training.selection import BestEpoch
+from longtail.training.step import TrainingStep
+from longtail.training.step_record import BadSteps, EpochSums
 
-
-@dataclass
-class EpochSums:
-    """Running sums of an epoch's losses and readings, on the device, in float64 where it has that."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        """Add one step's figures (0-d tensors)."""
-        self.steps += 1
-        for name, value in figures.items():
-            value = value.detach().to(widest_float(value.device))
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def so_far(self) -> tuple[int, dict[str, float]]:
-        """Return the steps taken and the means over them."""
-        return self.steps, self.means()
-
-    def means(self) -> dict[str, float]:
-        """Return the means over the steps taken; figures that are not defined are left out."""
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        return {name: value for name, value in means.items() if math.isfinite(value)}
+_LOOK_SECONDS = 2.0
+"""Time between two looks at what a device refused: each waits for it."""
 
 
 @dataclass(frozen=True)
@@ -120,16 +101,25 @@ class StageRun:
         if self.method.sampler != "instance":
             raise ValueError(f"sampler {self.method.sampler!r} of method {stage.method!r} is not known")
         self.loader = self._make_loader(views)
-        self.optimiser = build_optimiser(self.method, config)
+        self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         decay = config.optimiser.ema
         self.average = MovingAverage(deployed, decay).to(job.device) if decay is not None else None
         self.best = BestEpoch() if config.select == "best" else None
-        self.norms = NormStatistics(self.method)
-        self.step, self.skipped_in_row, self.epoch_sums = 0, 0, EpochSums()
-        self._saved_at = time.monotonic()
+        self.step = 0 if restored is None else int(restored[1]["step"])
+        self.training_step = TrainingStep(
+            self.method,
+            self.optimiser,
+            self.average,
+            job.device,
+            bfloat16=config.precision == "bfloat16",
+            clip_norm=config.optimiser.clip_norm,
+            first=self.step,
+        )
+        self.take_step = self._maybe_captured(self.training_step)
+        self._saved_at = self._looked_at = time.monotonic()
         if restored is None:
-            with self._autocast():
+            with self.training_step.autocast():
                 self.method.prepare(self.loader.fetch, self.loader.labels)
         else:
             self._restore(*restored)
@@ -154,11 +144,16 @@ class StageRun:
                 epoch, step = divmod(self.step, per_epoch)
                 if step == 0 or self.step == first:
                     self.method.on_epoch(epoch / self.stage.epochs)
-                self._take_step(self.loader.load(epoch, step))
+                rate = self._set_learning_rate()
+                # A fixed seed a step: layers that draw (dropout, stochastic depth) resume like everything else.
+                torch.manual_seed(derive_seed(self.seed, "step", self.step))
+                self.take_step(self.loader.load(epoch, step), self.step / self.total_steps)
                 self.step += 1
-                self.job.progress.step(self.step, self.optimiser.param_groups[0]["lr"], self.epoch_sums.so_far)
-                if step + 1 == per_epoch:
-                    self._end_epoch(epoch + 1)
+                last = step + 1 == per_epoch
+                self._look_for_bad_steps(at_once=last or self.job.stop.received is not None)
+                self.job.progress.step(self.step, rate, self.training_step.sums.so_far)
+                if last:
+                    self._end_epoch(epoch + 1, rate)
                 if self.job.stop.received is not None:
                     self.save()
                     raise Interrupted(
@@ -186,53 +181,39 @@ class StageRun:
             train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch
         )
 
-    def _take_step(self, batch: Batch) -> None:
-        progress = self.step / self.total_steps
-        # A fixed seed a step: layers that draw (dropout, stochastic depth) resume like everything else.
-        torch.manual_seed(derive_seed(self.seed, "step", self.step))
-        self._set_learning_rate()
-        self.norms.keep()
-        with self._autocast():
-            self.method.update_memory(batch)
-            losses = self.method(batch, progress)
-        bad = bad_forward(losses, self.norms)
-        if bad is None:
-            torch.autograd.backward(torch.stack(list(losses.values())).sum())
-            trained = [p for p in self.method.parameters() if p.grad is not None]
-            limit = self.config.optimiser.clip_norm
-            norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-            bad = bad_gradient(norm)
-            if bad is None and limit is not None:
-                nn.utils.clip_grads_with_norm_(trained, limit, norm)
-        if bad is None:
-            self.optimiser.step()
-            if self.average is not None:
-                self.average.update()
-            self.skipped_in_row = 0
-            self.epoch_sums.add({**losses, **self.method.readings()})
-        else:
-            self._skip(bad)
-        self.optimiser.zero_grad(set_to_none=True)
+    def _maybe_captured(self, step: TrainingStep) -> Step:
+        """Return the step, captured where the device can and the method's step is the same all through."""
+        if self.job.device.type != "cuda" or not self.config.capture or self.method.uses_progress:
+            return step
+        return CapturedStep(step, CudaRecorder(self.job.device), self.job.progress.say)
 
-    def _skip(self, why: str) -> None:
-        """Undo what the forward pass touched, say which step it was, and end the run if it goes on."""
-        self.norms.restore()
-        self.skipped_in_row += 1
-        epoch = self.step // self.loader.steps_per_epoch + 1
-        text = f"step {self.step} (epoch {epoch}) of stage {self.stage.name!r} skipped: {why}"
-        self.job.progress.say(text)
-        self.job.log.write({"stage": self.stage.name, "skipped_step": self.step, "epoch": epoch, "why": why})
-        if self.skipped_in_row >= self.config.checkpoint.bad_steps:
-            self.optimiser.zero_grad(set_to_none=True)
+    def _look_for_bad_steps(self, at_once: bool) -> None:
+        """Tell of steps that were refused, and end the run if it goes on; a device is asked now and then only."""
+        now = time.monotonic()
+        if self.job.device.type != "cpu" and not at_once and now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = now
+        bad = self.training_step.guard.look()
+        if bad is not None:
+            self._tell(bad)
+
+    def _tell(self, bad: BadSteps) -> None:
+        epoch = bad.last // self.loader.steps_per_epoch + 1
+        text = f"step {bad.last} (epoch {epoch}) of stage {self.stage.name!r} skipped: {bad.why}"
+        before = f" ({bad.count - 1} more shortly before it)" if bad.count > 1 else ""
+        self.job.progress.say(text + before)
+        record = {"stage": self.stage.name, "skipped_step": bad.last, "epoch": epoch, "why": bad.why}
+        self.job.log.write({**record, "skipped": bad.count})
+        if bad.in_row >= self.config.checkpoint.bad_steps:
             self.save()
             raise Diverged(
-                f"{self.skipped_in_row} steps in a row were not finite, the last: {text}. The last good state is "
+                f"{bad.in_row} steps in a row were not finite, the last: {text}. The last good state is "
                 f"kept in {self.job.checkpoints.folder}; start anew with a lower "
                 "--optimiser.lr or with --optimiser.clip_norm 1."
             )
 
-    def _end_epoch(self, epoch: int) -> None:
-        figures = self.epoch_sums.means()
+    def _end_epoch(self, epoch: int, rate: float) -> None:
+        taken, figures = self.training_step.sums.so_far()
         every = self.config.evaluate_every
         if every and epoch % every == 0:
             self.job.progress.note("evaluating")
@@ -243,13 +224,12 @@ class StageRun:
             figures.update(self.job.validate(classifier))
             if self.best is not None:
                 self.best.see(epoch, figures, classifier)
-        rate = self.optimiser.param_groups[0]["lr"]
         record = {"stage": self.stage.name, "epoch": epoch, "step": self.step, "lr": rate}
-        self.job.log.write({**record, "steps_taken": self.epoch_sums.steps, **figures})
-        self.job.progress.epoch(epoch, self.epoch_sums.steps, figures)
-        self.epoch_sums = EpochSums()
+        self.job.log.write({**record, "steps_taken": taken, **figures})
+        self.job.progress.epoch(epoch, taken, figures)
+        self.training_step.sums.clear()
         due = time.monotonic() - self._saved_at >= self.config.checkpoint.every_seconds
-        if self.skipped_in_row == 0 and (due or self.step == self.total_steps):
+        if self.training_step.guard.in_row == 0 and (due or self.step == self.total_steps):
             self.save()
 
     def deployable(self) -> Classifier:
@@ -257,7 +237,7 @@ class StageRun:
         with self.average.applied() if self.average is not None else nullcontext():
             return copy.deepcopy(self.method.classifier()).eval()
 
-    def _set_learning_rate(self) -> None:
+    def _set_learning_rate(self) -> float:
         options = self.config.optimiser
         factor = learning_rate_factor(
             self.step,
@@ -268,20 +248,18 @@ class StageRun:
             milestones=options.milestones,
             decay=options.decay,
         )
-        for group in self.optimiser.param_groups:
-            group["lr"] = factor * resolved(options.lr)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(self.job.device.type, dtype=torch.bfloat16, enabled=enabled)
+        rate = factor * resolved(options.lr)
+        set_rate(self.optimiser, rate)
+        return rate
 
     def save(self) -> None:
         """Write the whole state."""
         tensors, numbers = optimiser_state(self.optimiser)
+        sums = self.training_step.sums
         state = {
             **prefixed("method", self.method.state_dict()),
             **prefixed("optimiser", tensors),
-            **prefixed("sums", self.epoch_sums.sums),
+            **prefixed("sums", sums.tensors()),
         }
         if self.average is not None:
             state.update(prefixed("average", self.average.state_dict()))
@@ -290,8 +268,8 @@ class StageRun:
         meta = {
             "identity": self.job.identity,
             "optimiser": numbers,
-            "sums": list(self.epoch_sums.sums),  # tensors are stored sorted; the log keeps the order of the first step
-            "steps_in_sums": self.epoch_sums.steps,
+            "sums": list(sums.names),  # tensors are stored sorted; the log keeps the order of the first step
+            "steps_in_sums": sums.steps,
             "log_length": self.job.log.length,
             "best": None if self.best is None else self.best.record,
         }
@@ -306,16 +284,6 @@ class StageRun:
             load_module(self.average, part(tensors, "average"), what)
         if self.best is not None:
             self.best.restore(tensors, meta["best"], self.deployable(), what)
-        sums = part(tensors, "sums")
-        sums = {name: sums[name].to(self.job.device) for name in meta["sums"]}
-        self.epoch_sums = EpochSums(sums, int(meta["steps_in_sums"]))
-        self.step = int(meta["step"])
-
-
-def build_optimiser(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser for a method's parameter groups; the learning rate is set at every step."""
-    options = config.optimiser
-    groups, decay = method.param_groups(), resolved(options.weight_decay)
-    if options.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay)
-    return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, weight_decay=decay)
+        self.training_step.sums = EpochSums.restored(
+            meta["sums"], part(tensors, "sums"), int(meta["steps_in_sums"]), self.job.device
+        )

@@ -18,8 +18,9 @@ from longtail.methods import Method, MethodContext, get_method
 from longtail.methods.gml import GML
 from longtail.models import Classifier
 from longtail.training.defaults import chosen_framing
-from longtail.training.loop import build_optimiser
+from longtail.training.optimisers import build_optimiser
 from longtail.training.stages import plan_stages
+from longtail.training.step import TrainingStep
 
 _SMALLEST_BATCH = 4
 _MOST_STEPS = 20
@@ -124,17 +125,12 @@ def _timed_steps(
 
 def _steps(method: Method, config: TrainConfig, loader: ResidentLoader, device: torch.device) -> Iterator[float]:
     """Train, and yield how long each step took in seconds."""
-    optimiser = build_optimiser(method, config)
+    optimiser = build_optimiser(method.param_groups(), config.optimiser, device)  # at rate 0
+    step = TrainingStep(method, optimiser, None, device, bfloat16=config.precision == "bfloat16")
     for number in range(_MOST_STEPS + 2):
         began = time.monotonic()
-        batch = loader.load(*divmod(number, loader.steps_per_epoch))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-            method.update_memory(batch)
-            loss = torch.stack(list(method(batch, 0.0).values())).sum()
-        torch.autograd.backward(loss)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        loss.item()  # waits for the device
+        step(loader.load(*divmod(number, loader.steps_per_epoch)), 0.0)
+        step.guard.look()  # waits for the device
         yield time.monotonic() - began
 
 
