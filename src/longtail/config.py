@@ -103,7 +103,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
     "loss.distillation_weight optimiser.weight_decay checkpoint.every_seconds source.split_seed source.fold "
-    "loading.workers"
+    "loading.workers teacher.cache"
 )
 _DEFAULTS: dict[str, Any] = {}
 _SHARE = "val_fraction teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup"

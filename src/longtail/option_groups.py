@@ -138,6 +138,8 @@ class TeacherOptions:
         pretrained: weights that the teacher starts from, as ``pretrained``.
         epochs: epochs of the teacher that is trained beforehand.
         momentum: of the moving average, for ``kind momentum``.
+        cache: augmentations of every image whose features the frozen teacher computes once, keys being drawn from them;
+            0 = it sees a fresh one at every step, as published (slower).
     """
 
     kind: Literal["frozen", "momentum"] = "frozen"
@@ -146,6 +148,7 @@ class TeacherOptions:
     pretrained: str | None = None
     epochs: int | None = None
     momentum: float = 0.999
+    cache: int = 0
 
 
 @dataclass(frozen=True)

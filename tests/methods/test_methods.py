@@ -24,7 +24,8 @@ def build(name, config, splits, previous=None):
 
 
 def loader_for(method, splits, batch_size=8):
-    views = {name: build_view(recipe, splits.mean, splits.std) for name, recipe in method.views.items()}
+    recipes = method.views | method.fetched_views
+    views = {name: build_view(recipe, splits.mean, splits.std) for name, recipe in recipes.items()}
     return ResidentLoader(splits.train, views, batch_size, seed=0, device=torch.device("cpu"))
 
 
@@ -35,6 +36,7 @@ def teacher_for(config, splits):
 def primed_gml(config, splits):
     method = build("gml", config, splits, teacher_for(config, splits))
     loader = loader_for(method, splits)
+    method.recompute(loader.fetch, loader.labels)
     method.prepare(loader.fetch, loader.labels)
     return method, loader
 
@@ -132,7 +134,35 @@ def test_a_term_of_weight_zero_is_not_computed(option, left_out, part, tiny_conf
         monkeypatch.setattr(type(method.teacher), "logits", lambda *_: pytest.fail("teacher was asked"))
     else:
         monkeypatch.setattr(type(method.key_projection), "forward", lambda *_: pytest.fail("queue was projected"))
+        monkeypatch.setattr(type(method.teacher), "features", lambda *_: pytest.fail("teacher was asked"))
+        monkeypatch.setattr(type(method.teacher), "logits", lambda *_: torch.zeros(8, 3))
+        assert set(method.views) == {"classifier"}
+    method.update_memory(batch)
     assert left_out not in method(batch, 0.0)
+
+
+def test_with_a_cache_the_teacher_is_asked_once_for_all_keys(tiny_config, tiny_splits, monkeypatch):
+    """Keys are features of one of 3 views that the teacher saw before the first step; then it sees no key view."""
+    config = tiny_config(teacher__cache=3, loss__distillation_weight=0.0)
+    method, loader = primed_gml(config, tiny_splits)
+    assert set(method.views) == {"classifier", "query"}
+    wanted = torch.stack(
+        [method.teacher.features(loader.fetch("key", torch.arange(35), torch.full((35,), view))) for view in range(3)],
+        dim=1,
+    )
+    torch.testing.assert_close(method.cache.features, wanted)
+    assert torch.equal(method.queue.features, method.cache.view(*method.queue.prime_plan(loader.labels)))
+    monkeypatch.setattr(type(method.teacher), "features", lambda *_: pytest.fail("teacher was asked"))
+    method.on_epoch(0.5)
+    batch = loader.load(1, 0)
+    method.update_memory(batch)
+    drawn = method.cache.draw(batch.ids)
+    for feature, sample in zip(drawn, batch.ids.tolist(), strict=True):
+        slots = (method.queue.features == feature).all(1)
+        assert method.queue.ids[slots].tolist() == [sample]
+    assert list(method(batch, 0.0)) == ["classifier", "gml"]
+    with pytest.raises(UserError, match=r"teacher\.cache"):
+        get_method("gml").check(tiny_config(teacher__cache=2, teacher__kind="momentum"), tiny_splits.train)
 
 
 def test_weight_decay_spares_the_temperature_only(tiny_config, tiny_splits):

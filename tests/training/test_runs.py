@@ -219,6 +219,24 @@ def test_a_variance_that_overflows_under_finite_losses_is_seen(tmp_path, tiny_co
     assert_finite(tmp_path / "run")
 
 
+def test_a_cached_teacher_resumes_alike(tmp_path, tiny_config, tiny_splits, monkeypatch):
+    """The cache is in no checkpoint: it is filled again, and every later draw is the same."""
+    config, real, calls = tiny_config(teacher__cache=2), GML.forward, []
+    run(tmp_path / "whole", config, tiny_splits)
+
+    def forward(self, batch, progress):
+        calls.append(progress)
+        if len(calls) == 6:  # in the student's second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch, progress)
+
+    monkeypatch.setattr(GML, "forward", forward)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", config, tiny_splits)
+    run(tmp_path / "stopped", config, tiny_splits, resume=True)
+    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+
+
 def test_bfloat16_trains_and_resumes_alike(tmp_path, tiny_config, tiny_splits, monkeypatch):
     config, real, seen = tiny_config(precision="bfloat16"), GML.forward, []
     run(tmp_path / "whole", config, tiny_splits)

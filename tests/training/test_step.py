@@ -32,8 +32,10 @@ def build(name, config, splits):
         return get_method(name).build(MethodContext(config, stage, splits.train, splits.mean, splits.std, previous))
 
     method = make(name, make("logit_adjustment").classifier()).to(memory_format=torch.channels_last)
-    views = {view: build_view(recipe, splits.mean, splits.std) for view, recipe in method.views.items()}
+    recipes = method.views | method.fetched_views
+    views = {view: build_view(recipe, splits.mean, splits.std) for view, recipe in recipes.items()}
     loader = ResidentLoader(splits.train, views, config.batch_size, 0, CPU)
+    method.recompute(loader.fetch, loader.labels)
     method.prepare(loader.fetch, loader.labels)
     return method.train(), loader, config
 
@@ -144,7 +146,7 @@ class Idle(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("name", ["gml", "logit_adjustment", "cross_entropy"])
-@pytest.mark.parametrize("changes", [{}, {"optimiser__ema": 0.9}, {"teacher__kind": "momentum"}])
+@pytest.mark.parametrize("changes", [{}, {"optimiser__ema": 0.9}, {"teacher__kind": "momentum"}, {"teacher__cache": 2}])
 def test_a_step_never_reads_from_its_device(name, changes, tiny_config, tiny_splits, monkeypatch):
     """Tensors without values stand for a device: reading one raises, here where there is no accelerator."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown for such tensors

@@ -2,5 +2,6 @@
 
 from longtail.memory.class_queue import ClassQueue, queue_lengths
 from longtail.memory.teacher import FrozenTeacher, MomentumTeacher
+from longtail.memory.teacher_cache import TeacherCache
 
-__all__ = ["ClassQueue", "FrozenTeacher", "MomentumTeacher", "queue_lengths"]
+__all__ = ["ClassQueue", "FrozenTeacher", "MomentumTeacher", "TeacherCache", "queue_lengths"]

@@ -29,11 +29,11 @@ class _Teacher(nn.Module):
         """Stay in eval mode whatever ``mode`` says: a parent's ``train()`` must not wake dropout."""
         return super().train(False)
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Return pooled, un-normalised features ``[B, D]`` of ``images [B, C, H, W]`` (normalised pixels)."""
-        features: Tensor = self.encoder(images)
-        return features
+        with torch.inference_mode():  # cheaper than no_grad, but what comes out may enter no graph; a copy may
+            features: Tensor = self.encoder(images)
+        return features.clone()
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

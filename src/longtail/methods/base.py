@@ -103,12 +103,13 @@ class MethodContext:
 class Method(nn.Module):
     """Owns encoder, heads and memory, so that one ``state_dict`` is all it has learned.
 
-    The loop calls, in this order: ``prepare`` once; then each step ``update_memory`` and ``forward``; ``on_epoch`` at
+    The loop calls, in this order: ``recompute`` whenever a stage starts or goes on; ``prepare`` once; then each step ``update_memory`` and ``forward``; ``on_epoch`` at
     the start of each epoch; ``finish`` once at the end; ``classifier`` whenever a model is wanted. Distributed training
     wraps and calls ``forward`` only, so ``forward`` must not touch the memory.
 
     Attributes:
         views: view name to augmentation recipe; every batch holds these views.
+        fetched_views: likewise; views that no batch holds, but that may be fetched.
         sampler: how an epoch draws samples; ``instance`` = each image once.
         encoder, head: what is deployed, and what a moving average of the weights covers.
         uses_progress: whether ``forward`` computes something else as ``progress`` rises. If not, a step may be captured
@@ -117,11 +118,16 @@ class Method(nn.Module):
     """
 
     views: dict[str, str]
+    fetched_views: dict[str, str]
     passes: float = 1.0
     uses_progress: bool = False
     sampler: str = "instance"
     encoder: nn.Module
     head: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched_views = {}
 
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
@@ -141,6 +147,9 @@ class Method(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's parameter groups; a group may set its own ``weight_decay``."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def recompute(self, fetch: Fetch, labels: Tensor) -> None:
+        """Compute what no checkpoint holds because it can be had again. ``labels`` as in ``prepare``. Default: nothing."""
 
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
         """Fill the memory before the first step. ``labels [N]`` are those of the training set. Default: nothing."""

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
+from longtail.data.keyed import derive_seed
 from longtail.data.loading import Batch
 from longtail.errors import UserError
 from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
-from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher
+from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher, TeacherCache
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
 from longtail.models import Classifier, CosineHead, ProjectionHead
@@ -39,11 +40,14 @@ class GML(Method):
         config, counts = context.config, context.train.class_counts
         self.context = context
         self.options = config.loss
-        self.views = {
-            "classifier": resolved(config.views.classifier),
-            "query": resolved(config.views.query),
-            "key": resolved(config.views.key),
-        }
+        # A term of weight 0 costs nothing: no view, no pass through the teacher, no queue to fill.
+        self.contrasts = config.loss.contrast_weight > 0
+        self.views = {"classifier": resolved(config.views.classifier)}
+        if self.contrasts:
+            self.views["query"] = resolved(config.views.query)
+            # With a cache the key view is only fetched, once, to fill it.
+            keys = self.fetched_views if config.teacher.cache else self.views
+            keys["key"] = resolved(config.views.key)
         self.encoder = context.build_encoder()
         self.head = context.build_head(self.encoder, "cosine")
         self.teacher = self._build_teacher()
@@ -63,6 +67,10 @@ class GML(Method):
             exclude_own_key=loss.exclude_own_key,
         )
         self.distillation_loss = DistillationLoss(loss.distillation_temperature)
+        self.cache: TeacherCache | None = None
+        if config.teacher.cache and self.contrasts:
+            seed = derive_seed(config.seed, context.stage.name)
+            self.cache = TeacherCache(len(context.train), config.teacher.cache, key_dim, seed)
 
     def _build_teacher(self) -> FrozenTeacher | MomentumTeacher:
         previous = self.context.previous
@@ -110,6 +118,10 @@ class GML(Method):
                 f"--queue.capacity {capacity} is over 1000 slots for each of the {len(train)} training images; "
                 "a queue about as long as the training set holds all that there is to hold."
             )
+        if config.teacher.cache and config.teacher.kind != "frozen":
+            raise UserError(
+                "--teacher.cache keeps features of a frozen teacher; a momentum teacher's move at every step."
+            )
         if config.teacher.run is None:
             return
         if config.folds is not None:
@@ -131,25 +143,42 @@ class GML(Method):
         return [*groups, {"params": temperature, "weight_decay": 0.0}] if temperature else groups
 
     @torch.no_grad()
+    def recompute(self, fetch: Fetch, labels: Tensor) -> None:
+        """Fill the cache of the teacher's features, if there is one."""
+        if self.cache is not None:
+            self.cache.fill(lambda ids, rounds: self.teacher.features(fetch("key", ids, rounds)))
+
+    @torch.no_grad()
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
         """Fill every slot of the queue with the teacher's features of real images."""
-        self.queue.prime(labels, lambda ids, rounds: self.teacher.features(fetch("key", ids, rounds)))
+        if self.cache is not None:
+            self.queue.prime(labels, self.cache.view)
+        elif self.contrasts:
+            self.queue.prime(labels, lambda ids, rounds: self.teacher.features(fetch("key", ids, rounds)))
+
+    def on_epoch(self, progress: float) -> None:
+        """Tell the cache which epoch it draws for."""
+        if self.cache is not None:
+            self.cache.set_epoch(round(progress * self.context.stage.epochs))
 
     @torch.no_grad()
     def update_memory(self, batch: Batch) -> None:
         """Enqueue the teacher's features of the key view; a momentum teacher first follows the student."""
         if isinstance(self.teacher, MomentumTeacher):
             self.teacher.update(self.encoder, self.head)
-        self.queue.enqueue(self.teacher.features(batch.views["key"]), batch.labels, batch.ids)
+        if self.contrasts:
+            drawn = self.teacher.features(batch.views["key"]) if self.cache is None else self.cache.draw(batch.ids)
+            self.queue.enqueue(drawn, batch.labels, batch.ids)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """L_cls + L_GML (+ distillation), weighted."""
         size = len(batch.labels)
         # One pass for both views: their BatchNorm statistics are joint, as in the authors' release.
-        features = self.encoder(torch.cat([batch.views["classifier"], batch.views["query"]]))
+        views = [batch.views["classifier"], *([batch.views["query"]] if self.contrasts else [])]
+        features = self.encoder(torch.cat(views))
         logits = self.head(features[:size])
         losses = {"classifier": self.options.classifier_weight * self.classifier_loss(logits, batch.labels)}
-        if self.options.contrast_weight:
+        if self.contrasts:
             queries = self.query_projection(features[size:])
             # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
             keys = self.key_projection(self.queue.features)
@@ -169,6 +198,8 @@ class GML(Method):
 
     def readings(self) -> dict[str, Tensor]:
         """Temperature, and bits of label information H(Y) - L_GML without a sample's own keys."""
+        if not self.contrasts:
+            return {}
         return {
             "temperature": self.contrast_loss.temperature.detach(),
             "bits": self.contrast_loss.information,

@@ -97,7 +97,7 @@ class StageRun:
         self.method: Method = get_method(stage.method).build(context)
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
-        views = {name: build_view(recipe, context.mean, context.std) for name, recipe in self.method.views.items()}
+        views = {name: self._view(recipe) for name, recipe in self.method.views.items()}
         if self.method.sampler != "instance":
             raise ValueError(f"sampler {self.method.sampler!r} of method {stage.method!r} is not known")
         self.loader = self._make_loader(views)
@@ -118,11 +118,17 @@ class StageRun:
         )
         self.take_step = self._maybe_captured(self.training_step)
         self._saved_at = self._looked_at = time.monotonic()
-        if restored is None:
-            with self.training_step.autocast():
-                self.method.prepare(self.loader.fetch, self.loader.labels)
-        else:
+        self._fill_memory(views, fresh=restored is None)
+        if restored is not None:
             self._restore(*restored)
+
+    def _fill_memory(self, views: dict[str, View], fresh: bool) -> None:
+        also = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
+        source = self._make_loader(views | also) if also else self.loader
+        with self.training_step.autocast():
+            self.method.recompute(source.fetch, source.labels)
+            if fresh:
+                self.method.prepare(source.fetch, source.labels)
 
     @property
     def total_steps(self) -> int:
@@ -168,6 +174,9 @@ class StageRun:
         classifier.load_state_dict(self.best.classifier.state_dict())
         self.method.finish()
         return copy.deepcopy(classifier).eval()
+
+    def _view(self, recipe: str) -> View:
+        return build_view(recipe, self.context.mean, self.context.std)
 
     def _make_loader(self, views: dict[str, View]) -> ResidentLoader | StreamingLoader:
         train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
