@@ -103,9 +103,10 @@ class MethodContext:
 class Method(nn.Module):
     """Owns encoder, heads and memory, so that one ``state_dict`` is all it has learned.
 
-    The loop calls, in this order: ``recompute`` whenever a stage starts or goes on; ``prepare`` once; then each step ``update_memory`` and ``forward``; ``on_epoch`` at
-    the start of each epoch; ``finish`` once at the end; ``classifier`` whenever a model is wanted. Distributed training
-    wraps and calls ``forward`` only, so ``forward`` must not touch the memory.
+    The loop calls, in this order: ``recompute`` whenever a stage starts or goes on; ``prepare`` once; then each step
+    ``update_memory`` and ``forward``; ``on_epoch`` at the start of each epoch; ``finish`` once at the end; ``classifier``
+    whenever a model is wanted. Distributed training wraps and calls ``forward`` only, so ``forward`` must not touch the
+    memory.
 
     Attributes:
         views: view name to augmentation recipe; every batch holds these views.
@@ -149,7 +150,7 @@ class Method(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def recompute(self, fetch: Fetch, labels: Tensor) -> None:
-        """Compute what no checkpoint holds because it can be had again. ``labels`` as in ``prepare``. Default: nothing."""
+        """Compute what no checkpoint holds because it can be had again; as ``prepare`` is called. Default: nothing."""
 
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
         """Fill the memory before the first step. ``labels [N]`` are those of the training set. Default: nothing."""

@@ -120,7 +120,7 @@ class GML(Method):
             )
         if config.teacher.cache and config.teacher.kind != "frozen":
             raise UserError(
-                "--teacher.cache keeps features of a frozen teacher; a momentum teacher's move at every step."
+                "--teacher.cache keeps features of a frozen teacher; those of --teacher.kind momentum change."
             )
         if config.teacher.run is None:
             return

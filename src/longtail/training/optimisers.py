@@ -27,7 +27,7 @@ def build_optimiser(
             torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, weight_decay=decay, fused=True)
         )
     if device.type != "cpu":
-        # A number would be baked into a captured step. Set afterwards: torch reads a rate that it is given at the start.
+        # A number would be baked into a captured step. Not given above, where torch would read it.
         for group in optimiser.param_groups:
             group["lr"] = torch.zeros((), device=device)
     return optimiser
