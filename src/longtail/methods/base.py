@@ -104,8 +104,8 @@ class Method(nn.Module):
     """Owns encoder, heads and memory, so that one ``state_dict`` is all it has learned.
 
     The loop calls, in this order: ``recompute`` whenever a stage starts or goes on; ``prepare`` once; then each step
-    ``update_memory`` and ``forward``; ``on_epoch`` at the start of each epoch; ``finish`` once at the end; ``classifier``
-    whenever a model is wanted. Distributed training wraps and calls ``forward`` only, so ``forward`` must not touch the
+    ``update_memory`` and ``forward``; ``on_epoch`` at the start of each epoch; ``finish`` once at the end;
+    ``classifier`` whenever a model is wanted. Distributed training wraps and calls ``forward`` only, so ``forward`` must not touch the
     memory.
 
     Attributes:

@@ -53,6 +53,11 @@ class CudaRecorder:
         return graph.replay
 
 
+def can_capture(device: torch.device) -> bool:
+    """Return whether steps on this device can be recorded."""
+    return device.type == "cuda"
+
+
 class CapturedStep:
     """A step that is recorded after a few calls and replayed from then on.
 

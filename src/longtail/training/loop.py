@@ -24,7 +24,7 @@ from longtail.data.streaming import StreamingLoader, default_workers
 from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
 from longtail.models import Classifier
-from longtail.training.capture import CapturedStep, CudaRecorder, Step
+from longtail.training.capture import CapturedStep, CudaRecorder, Step, can_capture
 from longtail.training.checkpoint import (
     CheckpointFolder,
     MetricsLog,
@@ -192,7 +192,7 @@ class StageRun:
 
     def _maybe_captured(self, step: TrainingStep) -> Step:
         """Return the step, captured where the device can and the method's step is the same all through."""
-        if self.job.device.type != "cuda" or not self.config.capture or self.method.uses_progress:
+        if not can_capture(self.job.device) or not self.config.capture or self.method.uses_progress:
             return step
         return CapturedStep(step, CudaRecorder(self.job.device), self.job.progress.say)
 

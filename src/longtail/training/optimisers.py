@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longtail.config import resolved
 from longtail.option_groups import OptimiserOptions
+from longtail.training.capture import can_capture
 
 
 def build_optimiser(
@@ -21,7 +22,7 @@ def build_optimiser(
     decay = resolved(options.weight_decay)
     optimiser: torch.optim.Optimizer
     if options.name == "adamw":
-        optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=decay, fused=True, capturable=device.type == "cuda")
+        optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=decay, fused=True, capturable=can_capture(device))
     else:
         optimiser = _start_momentum(
             torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, weight_decay=decay, fused=True)
