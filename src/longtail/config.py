@@ -54,7 +54,8 @@ class TrainConfig:
         seed: of everything random.
         out: run folder; default ``runs/DATA-METHOD-seedN``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``.
+        precision: ``float32``, ``bfloat16`` (autocast), ``fastest`` (whichever is found faster here by timing a few
+            steps) or ``auto`` (float32, so that the same command gives the same run everywhere).
         capture: record the training step once and replay it where the device can (CUDA graphs); changes only the speed.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
             validation images; 0 = at the test set at the end only, at the validation images after every epoch.
@@ -78,7 +79,7 @@ class TrainConfig:
     seed: int = 0
     out: str | None = None
     device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "fastest", "float32", "bfloat16"] = "auto"
     capture: bool = True
     evaluate_every: int = 0
     source: DataOptions = field(default_factory=DataOptions)

@@ -105,8 +105,8 @@ class Method(nn.Module):
 
     The loop calls, in this order: ``recompute`` whenever a stage starts or goes on; ``prepare`` once; then each step
     ``update_memory`` and ``forward``; ``on_epoch`` at the start of each epoch; ``finish`` once at the end;
-    ``classifier`` whenever a model is wanted. Distributed training wraps and calls ``forward`` only, so ``forward`` must not touch the
-    memory.
+    ``classifier`` whenever a model is wanted. Distributed training wraps and calls ``forward`` only, so ``forward``
+    must not touch the memory.
 
     Attributes:
         views: view name to augmentation recipe; every batch holds these views.
