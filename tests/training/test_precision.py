@@ -7,6 +7,7 @@ import torch
 
 from longtail.config import replace_options
 from longtail.errors import UserError
+from longtail.options import make_config
 from longtail.training.defaults import resolve
 from longtail.training.precision import faster_precision, time_encoder
 
@@ -43,4 +44,4 @@ def test_fastest_is_resolved_and_told(tiny_config, tiny_splits, monkeypatch):
     assert "bfloat16 is 1.9 times as fast as float32 here; precision bfloat16 is used." in notes
     assert tiny_config().precision == "float32"
     with pytest.raises(UserError, match="precision"):
-        tiny_config(precision="fast")
+        make_config({"precision": "fast"})
