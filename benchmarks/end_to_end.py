@@ -1,13 +1,14 @@
-"""Training from stored images to updated weights: ours against the textbook way, and how long a published row would take.
+"""Training from stored images to updated weights: ours against the textbook way, and how long a published row takes.
 
     python benchmarks/end_to_end.py [--device cuda] [--seconds 30] [--precision bfloat16] [--file FILE.npz] [--quick]
 
 CIFAR-100-LT, imbalance 100, the full recipe: three views with AutoAugment and Cutout, ResNet-56 teacher stage (logit
 adjustment), ResNet-32 student stage (GML with distillation), batch 128. Ours is what `longtail train` runs: resident
 images, batched views, and where the device can record steps, recorded ones. The textbook way makes views with Pillow,
-image by image, in DataLoader workers (one a core), and trains eagerly in float32. Each is timed in turn for some seconds
-after a warm-up; the time of 200 + 200 epochs is the time a step times their steps, without evaluation and checkpoints.
-Without --file the images are made.
+image by image, in DataLoader workers (one a core), and trains eagerly in float32. Each is timed in turn for some
+seconds after a warm-up (while the other's turn lasts, the workers fill their queue: a few batches in its favour); the
+time of 200 + 200 epochs is the time a step times their steps, without evaluation and checkpoints. Without --file the
+images are made.
 """
 
 from __future__ import annotations
