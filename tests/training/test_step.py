@@ -11,7 +11,7 @@ from torch import nn
 from longtail.config import replace_options
 from longtail.data.loading import Batch, ResidentLoader
 from longtail.data.views import build_view
-from longtail.methods import MethodContext, Stage, get_method
+from longtail.methods import METHODS, MethodContext, Stage, get_method
 from longtail.training.capture import WARM_UP, CapturedStep
 from longtail.training.ema import MovingAverage
 from longtail.training.optimisers import build_optimiser, set_rate
@@ -46,7 +46,7 @@ def step_of(method, config, average=None, **how):
     return TrainingStep(method, optimiser, average, CPU, **how)
 
 
-@pytest.mark.parametrize("name", ["gml", "logit_adjustment", "cross_entropy"])
+@pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_steps_equal_a_plain_loop(name, clip_norm, tiny_config, tiny_splits):
     """The same networks trained by torch's unfused SGD, with gradients added up and clipped by hand."""
@@ -145,7 +145,7 @@ class Idle(torch.optim.SGD):
         assert self.found_inf.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", ["gml", "logit_adjustment", "cross_entropy"])
+@pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("changes", [{}, {"optimiser__ema": 0.9}, {"teacher__kind": "momentum"}, {"teacher__cache": 2}])
 def test_a_step_never_reads_from_its_device(name, changes, tiny_config, tiny_splits, monkeypatch):
     """Tensors without values stand for a device: reading one raises, here where there is no accelerator."""
