@@ -52,26 +52,23 @@ def class_logmeanexp_and_mean(logits: Tensor, offsets: Tensor, mask: Tensor | No
 
 
 def _densities(logits: Tensor, offsets: Tensor, mask: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor]:
-    _check(logits, offsets, mask)
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point [B, K], got {logits.dtype} {list(logits.shape)}.")
+    check_keys(*logits.shape, offsets, mask)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     densities, means = _ClassLogMeanExp.apply(wide, offsets, mask, with_mean)
     return densities, means
 
 
-def _check(logits: Tensor, offsets: Tensor, mask: Tensor | None) -> None:
-    """Check what costs nothing: shapes and dtypes anywhere, values only where they lie on the host."""
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point [B, K], got {logits.dtype} {list(logits.shape)}.")
+def check_keys(batch: int, keys: int, offsets: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError unless offsets and mask fit: shapes and dtypes, and values where they lie on the host."""
     if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype != torch.int64:
         raise ValueError(f"offsets must be int64 [C + 1], got {offsets.dtype} {list(offsets.shape)}.")
-    keys = logits.shape[1]
     if mask is not None:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool (True = the key counts), got {mask.dtype}.")
-        if mask.shape not in (logits.shape, logits.shape[1:]):
-            raise ValueError(
-                f"mask must be [K] or [B, K] = {list(logits.shape)} as the logits, got {list(mask.shape)}."
-            )
+        if mask.shape not in ((keys,), (batch, keys)):
+            raise ValueError(f"mask must be [K] or [B, K] = {[batch, keys]} as the logits, got {list(mask.shape)}.")
     if offsets.device.type == "cpu":
         first, last = int(offsets[0]), int(offsets[-1])
         if first != 0 or last != keys or bool((offsets[1:] < offsets[:-1]).any()):
