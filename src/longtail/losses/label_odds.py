@@ -8,6 +8,7 @@ by class, so that the same input gives the same bits on any device.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,10 @@ from torch.autograd.function import once_differentiable
 # On a CPU the element-wise work is done on so many similarities at a time: they stay in its cache, and their
 # temporaries in memory that is not asked of the system anew.
 _CACHED = 2**20
+# From this width on, keys @ queries.T and its transposition take less time on a CPU (MKL) than queries @ keys.T:
+# 80 against 97 ms at B 128, K 16,384, D 1024.
+_WIDE = 512
+LN2 = math.log(2)
 
 
 class LabelClass(NamedTuple):
@@ -84,35 +89,47 @@ def label_log_odds(
 
 
 class _LabelLogOdds(torch.autograd.Function):
+    """Works on logits to base 2: on a CPU 2^x takes half the time of e^x, a twentieth where both are almost 0."""
+
     @staticmethod
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, log_temperature: Tensor, bias: Tensor, label_class: LabelClass
     ) -> tuple[Tensor, Tensor]:
-        logits = torch.addmm(bias, queries, keys.t())  # [B, K]
+        queries = queries / LN2
+        # The lowest finite number stays what it is: divided by ln 2 it would be infinite.
+        bias = (bias / LN2).clamp_(min=torch.finfo(bias.dtype).min)
+        logits = _biased_products(queries, keys, bias)
         rows = max(1, _CACHED // max(1, len(keys))) if logits.device.type == "cpu" else max(1, len(logits))
         parts = [slice(first, first + rows) for first in range(0, max(1, len(logits)), rows)]
         found = [_odds(logits[part], label_class.rows(part)) for part in parts]
-        odds, others, shift, scale = (torch.cat(column) for column in zip(*found, strict=True))
+        odds, others, shift, scale = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         ctx.save_for_backward(queries, keys, logits, shift, scale)
-        return odds, others
+        return odds * LN2, others * LN2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, gradient_of_others: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, weights, shift, scale = ctx.saved_tensors
         by_query, by_key, by_temperature = ctx.needs_input_grad[:3]
-        factor = (gradient * scale)[:, None]
         for_queries = for_keys = for_temperature = None
         if by_query or by_temperature:
             pulled = weights @ keys  # [B, D]
-            for_queries = factor * pulled
+            if by_query:
+                for_queries = (gradient * scale)[:, None] * pulled
             if by_temperature:
                 # queries . pulled is the mean logit over the other classes less that over the label's.
-                slope = (queries * pulled).sum(1).mul_(scale).neg_().add_(shift)
-                for_temperature = (gradient_of_others * slope).sum()
+                slope = shift - (queries * pulled).sum(1) * scale
+                for_temperature = LN2 * (gradient_of_others * slope).sum()
         if by_key:
-            for_keys = weights.t() @ (factor * queries)
+            for_keys = weights.t() @ ((LN2 * gradient * scale)[:, None] * queries)
         return for_queries, for_keys, for_temperature, None, None
+
+
+def _biased_products(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    """Return ``queries @ keys.T + bias``, contiguous ``[B, K]``."""
+    if queries.device.type == "cpu" and queries.shape[1] >= _WIDE:
+        return (keys @ queries.t()).t().contiguous().add_(bias)
+    return torch.addmm(bias, queries, keys.t())
 
 
 def _odds(logits: Tensor, label_class: LabelClass) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,43 +143,36 @@ def _odds(logits: Tensor, label_class: LabelClass) -> tuple[Tensor, Tensor, Tens
     columns = start[:, None] + torch.arange(longest, device=start.device)
     inside = columns < end[:, None]
     # What is past the class names its last key again. An empty class names a stranger: that query has no odds.
-    columns = columns.minimum((end - 1).clamp(min=0)[:, None])
-    label = logits.gather(1, columns).masked_fill_(~inside, nothing)  # [b, longest]
-
-    rest, weights, total = _log_sum_exp_(logits.scatter_(1, columns, nothing))
+    columns = columns.minimum((end - 1).clamp_(min=0)[:, None])
+    label = torch.where(inside, logits.gather(1, columns), nothing)  # [b, longest]
+    rest, weights, total = _log_sum_exp_(logits.scatter_(1, columns, torch.full_like(label, nothing)))
     target, label_weights, mass = _log_sum_exp_(label.clone())
-    shares = label_weights.div_(mass[:, None])
-    shift = torch.zeros_like(rest)
-    other_target = target
+    other_target, shift = target, torch.zeros_like(rest)
     if query_ids is not None and key_ids is not None:
-        own = (key_ids[columns] == query_ids[:, None]) & (query_ids >= 0)[:, None]
+        own = key_ids.expand(len(start), -1).gather(1, columns) == query_ids[:, None]
+        own &= (query_ids >= 0)[:, None]
         others = label.masked_fill(own, nothing)
-        other_target, other_shares, mass = _log_sum_exp_(others.clone())
-        other_shares.div_(mass[:, None])
-        before, after = ((part > nothing / 2).sum(1).clamp_(min=1).to(rest.dtype) for part in (label, others))
-        other_target = other_target + (before / after).log_()
+        counts = [(part > nothing / 2).sum(1).clamp_(min=1).to(rest.dtype) for part in (label, others)]
+        other_target, other_weights, other_mass = _log_sum_exp_(others)
+        other_target = other_target + (counts[0] / counts[1]).log2_()
         if exclude_own_key:
-            target, shares = other_target, other_shares
+            target, label_weights, mass = other_target, other_weights, other_mass
         else:
-            shift = (shares - other_shares).mul_(label).sum(1)
+            shift = (label_weights * label).sum(1) / mass - other_weights.mul_(label).sum(1) / other_mass
     # Left at 0 by the exponential, these columns take one number each; what is past the class adds 0.
-    weights.scatter_add_(1, columns, shares.mul(total[:, None]).neg_())
-    odds, others_odds = (
-        torch.where(part == -torch.inf, -torch.inf, part - rest) for part in (target, other_target)
-    )
-    return odds, others_odds, shift, -1 / total
+    weights.scatter_add_(1, columns, label_weights.mul_((-total / mass)[:, None]))
+    odds, other_odds = (part - rest.where(part > -torch.inf, 0.0) for part in (target, other_target))
+    return odds, other_odds, shift, -1 / total
 
 
 def _log_sum_exp_(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the log-sum-exp of each row, the exponentials less the row's maximum (in place) and their sum.
+    """Return the log-sum-exp of each row, the exponentials less the row's maximum (in place) and their sum, to base 2.
 
     A row of nothing has -inf, exponentials of 0, and 1 for their sum, so that it can be divided by.
     """
     floor = torch.finfo(logits.dtype).min / 2
-    if logits.shape[1]:
-        highest = logits.amax(1).clamp_(min=floor)
-    else:
-        highest = logits.new_full(logits.shape[:1], floor)
-    weights = logits.sub_(highest[:, None]).exp_()
+    highest = logits.amax(1) if logits.shape[1] else logits.new_full(logits.shape[:1], floor)
+    highest.clamp_(min=floor)
+    weights = logits.sub_(highest[:, None]).exp2_()
     total = weights.sum(1)
-    return total.log().add_(highest), weights, total.clamp_(min=1)
+    return total.log2().add_(highest), weights, total.clamp_(min=1)
