@@ -41,7 +41,7 @@ def class_logmeanexp(logits: Tensor, offsets: Tensor, mask: Tensor | None = None
     """
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f"logits must be floating point [B, K], got {logits.dtype} {list(logits.shape)}.")
-    check_keys(*logits.shape, offsets, mask)
+    check_keys(logits.shape[0], logits.shape[1], offsets, mask)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     densities: Tensor = _ClassLogMeanExp.apply(wide, offsets, mask)
     return densities

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtail.losses.chunks import in_chunks
 from longtail.losses.class_density import check_keys
 from longtail.losses.label_odds import LabelClass, key_bias, label_log_odds
 from longtail.losses.logit_adjusted import check_labels, checked_counts, weighted_log_prior
@@ -39,6 +40,9 @@ class GMLLoss(nn.Module):
         learn_temperature: make ``log_temperature`` a parameter instead of a buffer.
         prior_strength: scale of log p_c, 1 = the paper, 0 = no prior.
         exclude_own_key: leave own keys out of the loss itself too; needs ids in every call.
+        max_similarities: how many of the B x K similarities are held at once, 4 bytes each in float32 and about four
+            times that with what is made of them. Queries are then taken in parts of ``max_similarities // K`` (at
+            least one), with the same value and gradients up to rounding. None holds them all.
 
     Attributes:
         counted: samples that counted in the last call, int64 0-d.
@@ -47,7 +51,8 @@ class GMLLoss(nn.Module):
             NaN without ids, or where no sample has a key of its class besides its own.
 
     Raises:
-        ValueError: counts not one-dimensional, negative or all zero; temperature not above 0; in a call,
+        ValueError: counts not one-dimensional, negative or all zero; temperature not above 0,
+            max_similarities below 1; in a call,
             shapes or dtypes that do not fit, one kind of ids without the other, and (on the CPU) a label
             out of range.
 
@@ -71,10 +76,13 @@ class GMLLoss(nn.Module):
         learn_temperature: bool = False,
         prior_strength: float = 1.0,
         exclude_own_key: bool = False,
+        max_similarities: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be above 0 and finite, got {temperature}.")
+        if max_similarities is not None and max_similarities < 1:
+            raise ValueError(f"max_similarities must be at least 1, got {max_similarities}.")
         self.register_buffer("class_counts", checked_counts(class_counts))
         log_temperature = torch.tensor(math.log(temperature), dtype=torch.get_default_dtype())
         if learn_temperature:
@@ -86,6 +94,7 @@ class GMLLoss(nn.Module):
         self.learn_temperature = learn_temperature
         self.prior_strength = float(prior_strength)
         self.exclude_own_key = exclude_own_key
+        self.max_similarities = max_similarities
         self.counted = torch.zeros((), dtype=torch.int64)
         self.information = torch.full((), torch.nan)
 
@@ -120,22 +129,27 @@ class GMLLoss(nn.Module):
         """
         self._check(queries, labels, keys, offsets, query_ids, key_ids, key_mask)
         dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+        log_prior = weighted_log_prior(self.class_counts, self.prior_strength, dtype)
+        label_class = LabelClass.find(labels, offsets, longest_class)._replace(
+            query_ids=query_ids, key_ids=key_ids, exclude_own_key=self.exclude_own_key
+        )
+
+        def sums(queries: Tensor, keys: Tensor, log_temperature: Tensor, part: slice) -> tuple[Tensor, ...]:
+            """Return loss, the temperature's copy of it, and how many samples counted in each, of some queries."""
+            mask = key_mask[part] if key_mask is not None and key_mask.ndim == 2 else key_mask
+            bias = key_bias(log_prior, offsets, len(keys), mask)
+            scaled = queries / log_temperature.detach().exp()
+            # log p_y s(z|y) - log sum over c != y of p_c s(z|c), of which the loss is -log sigmoid.
+            odds, odds_without_own = label_log_odds(scaled, keys, log_temperature, bias, label_class.rows(part))
+            (loss, counted), (term, term_counted) = _summed(odds), _summed(odds_without_own)
+            return loss, term, counted, term_counted
+
         with torch.autocast(queries.device.type, enabled=False):
-            log_temperature = self.log_temperature.to(dtype) + self._log_residual
-            scaled = queries.to(dtype) / log_temperature.detach().exp()
-            log_prior = weighted_log_prior(self.class_counts, self.prior_strength, dtype)
-            bias = key_bias(log_prior, offsets, len(keys), key_mask)
-            start, end = offsets[labels], offsets[labels + 1]
-            if longest_class is None:
-                longest_class = int((end - start).max()) if len(labels) else 0
-            own = LabelClass(start, end, longest_class, query_ids, key_ids, self.exclude_own_key)
-            # log p_y s(z|y) - log sum over c != y of p_c s(z|c), hence L = -log sigmoid(odds).
-            odds, others = label_log_odds(scaled, keys.to(dtype), log_temperature, bias, own)
-            loss, self.counted = mean_loss(odds)
-            if query_ids is None and not self.learn_temperature:
-                self.information = torch.full_like(loss.detach(), torch.nan)
-                return loss
-            term, term_counted = mean_loss(others)
+            inputs = (queries.to(dtype), keys.to(dtype), self.log_temperature.to(dtype) + self._log_residual)
+            rows = max(1, self.max_similarities // max(1, len(keys))) if self.max_similarities else len(queries)
+            found = sums(*inputs, slice(None)) if rows >= len(queries) else in_chunks(sums, rows, *inputs)
+            loss, term, self.counted, term_counted = found
+            loss, term = loss / self.counted.clamp(min=1), term / term_counted.clamp(min=1)
             self.information = self._bits(term.detach(), term_counted, known=query_ids is not None)
             return loss + (term - term.detach())
 
@@ -182,9 +196,8 @@ class GMLLoss(nn.Module):
         )
 
 
-def mean_loss(log_odds: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of -log sigmoid over the samples whose label's class is there, and their number."""
+def _summed(log_odds: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of -log sigmoid over the samples whose label's class is there, and their number."""
     missing = log_odds == -torch.inf
     losses = -F.logsigmoid(log_odds.masked_fill(missing, 0.0)).masked_fill(missing, 0.0)
-    counted = (~missing).sum()
-    return losses.sum() / counted.clamp(min=1), counted
+    return losses.sum(), (~missing).sum()

@@ -34,6 +34,14 @@ class LabelClass(NamedTuple):
     key_ids: Tensor | None = None  # [K]
     exclude_own_key: bool = False  # from the first log odds too
 
+    @classmethod
+    def find(cls, labels: Tensor, offsets: Tensor, longest: int | None = None) -> LabelClass:
+        """Return where the keys of each label ``[B]`` lie; ``longest`` is read back if it is not given."""
+        start, end = offsets[labels], offsets[labels + 1]
+        if longest is None:
+            longest = int((end - start).max()) if len(labels) else 0
+        return cls(start, end, longest)
+
     def rows(self, chosen: slice) -> LabelClass:
         """Return the part of some queries."""
         ids = None if self.query_ids is None else self.query_ids[chosen]
