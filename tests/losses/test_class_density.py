@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from longtail.losses import class_density, class_logmeanexp
-from longtail.losses.class_density import class_logmeanexp_and_mean
 
 TEMPERATURES = [1.0, 0.1, 0.05, 0.02, 0.005]
 LAYOUTS = [[1], [3], [1, 1, 1], [4, 2, 1], [0, 3, 0, 0, 2, 0], [300, 1, 129, 128, 5], [0, 0]]
@@ -147,19 +146,20 @@ def test_half_precision_accumulates_in_float32(dtype):
     assert logits.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_mean_is_the_derivative_by_log_scale(temperature):
-    lengths, mask = [4, 0, 6, 2, 1], torch.arange(13) % 3 != 0
-    mask[10:12] = False
-    logits = similarities(6, 13, dtype=torch.float64) / temperature
-    log_scale = torch.zeros(6, requires_grad=True, dtype=torch.float64)
-    densities, means = class_logmeanexp_and_mean(logits, offsets_of(lengths), mask)
-    scaled = class_logmeanexp(logits * log_scale.exp()[:, None], offsets_of(lengths), mask)
-    assert torch.equal(densities, scaled)
-    for c in range(5):
-        (slope,) = torch.autograd.grad(scaled[:, c].sum(), log_scale, retain_graph=True)
-        torch.testing.assert_close(means[:, c], slope, rtol=1e-12, atol=1e-12)
-    assert means[:, [1, 3]].tolist() == [[0.0, 0.0]] * 6
+@pytest.mark.parametrize("how", ["sum", "amax"])
+def test_the_way_of_other_devices_gives_the_same_groups(how):
+    rows = similarities(7, 40, dtype=torch.float64).t()
+    group = torch.tensor([1] * 5 + [2] + [6] * 34)
+    expected = class_density._reduced(rows, group, 9, how)
+    assert torch.equal(expected[[0, 3, 8]], torch.full((3, 7), 0.0 if how == "sum" else -math.inf).double())
+    torch.testing.assert_close(class_density.in_order(rows, group, 9, how), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("lengths", LAYOUTS)
+def test_densities_by_the_way_of_other_devices(lengths, monkeypatch):
+    logits = similarities(5, sum(lengths)) / 0.02
+    monkeypatch.setattr(class_density, "_reduced", class_density.in_order)
+    assert_close(class_logmeanexp(logits, offsets_of(lengths)), slow_logmeanexp(logits, lengths), 1e-5)
 
 
 def test_same_input_gives_same_bits():

@@ -3,12 +3,16 @@
 import copy
 import doctest
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longtail.losses import GMLLoss, gml
+from longtail.losses.label_odds import LabelClass, label_log_odds
 
 TEMPERATURES = [1.0, 0.1, 0.05, 0.02, 0.005]
 
@@ -334,6 +338,107 @@ def test_one_step_on_the_temperature_lowers_the_copy_without_own_keys():
     assert after < before
 
 
+@pytest.mark.parametrize("rows", [1, 4, 9])
+@pytest.mark.parametrize("masked", [None, "key", "query and key"])
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_in_parts_it_is_the_same_loss(rows, masked, exclude, temperature):
+    problem = Problem([12, 5, 1, 0, 3], batch=10)
+    given = dict(problem.ids)
+    if masked:
+        shape = (21,) if masked == "key" else (10, 21)
+        given["key_mask"] = torch.rand(shape, generator=torch.Generator().manual_seed(5)) < 0.6
+    outcomes = []
+    for most in (None, rows * 21):
+        loss = GMLLoss(problem.counts, temperature, True, exclude_own_key=exclude, max_similarities=most).double()
+        value = problem.call(loss, **given)
+        inputs = (problem.queries, problem.keys, loss.log_temperature)
+        # Times 3: what arrives at the sums need not be one.
+        outcomes.append([value.detach(), loss.counted, loss.information, *gradients(3 * value, *inputs)])
+    assert outcomes[0][1] > 0
+    for whole, parts in zip(*outcomes, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("needed", ["queries", "keys", "temperature", "nothing"])
+def test_in_parts_only_what_is_asked_for_has_a_gradient(needed):
+    problem = Problem([5, 3, 1], batch=7)
+    given = {name: getattr(problem, name).detach().requires_grad_(name == needed) for name in ("queries", "keys")}
+    found = []
+    for most in (None, 2 * 9):
+        loss = GMLLoss(problem.counts, 0.1, needed == "temperature", max_similarities=most).double()
+        value = problem.call(loss, **given, **problem.ids)
+        leaf = loss.log_temperature if needed == "temperature" else given.get(needed)
+        assert value.requires_grad is (needed != "nothing")
+        found.append([value.detach(), *(gradients(value, leaf) if leaf is not None else [])])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements any tensor had that an operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = operation(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(tensor, torch.Tensor) and "expand" not in str(operation):
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+def test_in_parts_no_tensor_is_larger_than_was_allowed():
+    problem = Problem([30, 20, 14], batch=100, dim=2, dtype=torch.float32)
+    for most, largest in ((None, 6400), (640, 640)):
+        loss = GMLLoss(problem.counts, 0.1, learn_temperature=True, max_similarities=most)
+        with Largest() as seen:
+            problem.call(loss, **problem.ids).backward()
+        assert seen.elements == largest
+
+
+@pytest.mark.parametrize("mask_shape", [None, (9,), (6, 9)])
+@pytest.mark.parametrize("most", [None, 18])
+def test_nothing_is_read_back_from_a_device(mask_shape, most):
+    # A fake tensor has a device and no values: whatever needs one raises. Without gradients, for which autograd
+    # would look for the GPU.
+    loss = GMLLoss([3, 2, 4], max_similarities=most)
+    with FakeTensorMode():
+        loss.class_counts = torch.empty(3, dtype=torch.int64, device="cuda")
+        loss.log_temperature = torch.empty((), device="cuda")
+        queries, keys = (torch.empty(n, 4, device="cuda") for n in (6, 9))
+        labels, query_ids, key_ids = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (6, 6, 9))
+        offsets = torch.empty(4, dtype=torch.int64, device="cuda")
+        mask = None if mask_shape is None else torch.empty(mask_shape, dtype=torch.bool, device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            loss(queries, labels, keys, offsets, query_ids, key_ids, mask)
+        value = loss(queries, labels, keys, offsets, query_ids, key_ids, mask, longest_class=4)
+        assert value.device.type == "cuda"
+        assert value.shape == loss.information.shape == loss.counted.shape == ()
+
+
+def test_nothing_is_read_back_on_the_way_back():
+    # Tensors of the meta device have no values either, and autograd needs no GPU for them.
+    make = partial(torch.empty, device="meta")
+    queries, keys, log_temperature = (make(n).requires_grad_() for n in ((6, 4), (9, 4), ()))
+    place = LabelClass(*(make(6, dtype=torch.int64) for _ in range(2)), 4)
+    place = place._replace(query_ids=make(6, dtype=torch.int64), key_ids=make(9, dtype=torch.int64))
+    odds, others = label_log_odds(queries, keys, log_temperature, make(9), place)
+    (gml._summed(odds)[0] + gml._summed(others)[0]).backward()
+    assert queries.grad.shape == (6, 4)
+    assert keys.grad.shape == (9, 4)
+    assert log_temperature.grad.shape == ()
+
+
+def test_a_longest_class_that_is_given_changes_nothing():
+    problem = Problem([12, 5, 1, 0, 3], batch=10)
+    loss = GMLLoss(problem.counts, 0.02, learn_temperature=True)
+    inputs = (problem.queries, problem.keys, loss.log_temperature)
+    read, given = (gradients(problem.call(loss, **problem.ids, longest_class=n), *inputs) for n in (None, 21))
+    torch.testing.assert_close(read, given, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -343,6 +448,7 @@ def test_one_step_on_the_temperature_lowers_the_copy_without_own_keys():
         ({"class_counts": [1], "temperature": 0.0}, "temperature must be above 0"),
         ({"class_counts": [1], "temperature": -0.1}, "temperature must be above 0"),
         ({"class_counts": [1], "temperature": math.nan}, "temperature must be above 0"),
+        ({"class_counts": [1], "max_similarities": 0}, "max_similarities must be at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,40 +39,23 @@ def class_logmeanexp(logits: Tensor, offsets: Tensor, mask: Tensor | None = None
         >>> class_logmeanexp(logits, torch.tensor([0, 2, 2, 3]))
         tensor([[0., -inf, 5.]])
     """
-    return _densities(logits, offsets, mask, with_mean=False)[0]
-
-
-def class_logmeanexp_and_mean(logits: Tensor, offsets: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return ``class_logmeanexp`` and the mean logit of each class under the softmax within the class.
-
-    The second, ``[B, C]`` and without gradient, is the derivative of the first by the log of a common scale
-    of the logits, hence minus its derivative by log temperature. It is 0 for a class without a key that
-    counts.
-    """
-    return _densities(logits, offsets, mask, with_mean=True)
-
-
-def _densities(logits: Tensor, offsets: Tensor, mask: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor]:
-    _check(logits, offsets, mask)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    densities, means = _ClassLogMeanExp.apply(wide, offsets, mask, with_mean)
-    return densities, means
-
-
-def _check(logits: Tensor, offsets: Tensor, mask: Tensor | None) -> None:
-    """Check what costs nothing: shapes and dtypes anywhere, values only where they lie on the host."""
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f"logits must be floating point [B, K], got {logits.dtype} {list(logits.shape)}.")
+    check_keys(logits.shape[0], logits.shape[1], offsets, mask)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    densities: Tensor = _ClassLogMeanExp.apply(wide, offsets, mask)
+    return densities
+
+
+def check_keys(batch: int, keys: int, offsets: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError unless offsets and mask fit: shapes and dtypes, and values where they lie on the host."""
     if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype != torch.int64:
         raise ValueError(f"offsets must be int64 [C + 1], got {offsets.dtype} {list(offsets.shape)}.")
-    keys = logits.shape[1]
     if mask is not None:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool (True = the key counts), got {mask.dtype}.")
-        if mask.shape not in (logits.shape, logits.shape[1:]):
-            raise ValueError(
-                f"mask must be [K] or [B, K] = {list(logits.shape)} as the logits, got {list(mask.shape)}."
-            )
+        if mask.shape not in ((keys,), (batch, keys)):
+            raise ValueError(f"mask must be [K] or [B, K] = {[batch, keys]} as the logits, got {list(mask.shape)}.")
     if offsets.device.type == "cpu":
         first, last = int(offsets[0]), int(offsets[-1])
         if first != 0 or last != keys or bool((offsets[1:] < offsets[:-1]).any()):
@@ -82,11 +66,9 @@ class _ClassLogMeanExp(torch.autograd.Function):
     """Works on ``[K, B]``: a key is then a contiguous row, and a class a block of rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, offsets: Tensor, mask: Tensor | None, with_mean: bool
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, offsets: Tensor, mask: Tensor | None) -> Tensor:
         rows = logits.t().contiguous()
-        lengths = offsets[1:] - offsets[:-1]
+        lengths = offsets.diff()
         classes = lengths.shape[0]
         index = torch.arange(classes, device=rows.device)
         class_of_key = index.repeat_interleave(lengths, output_size=rows.shape[0])
@@ -98,52 +80,56 @@ class _ClassLogMeanExp(torch.autograd.Function):
             counts = _class_sum(columns.to(rows.dtype), class_of_key, classes)
 
         # An all -inf class must not be shifted by -inf: -inf - -inf is NaN, -inf - 0 is not.
-        highest = _class_max(rows, class_of_key, classes)
+        highest = _reduced(rows, class_of_key, classes, "amax")
         highest.masked_fill_(highest == -torch.inf, 0.0)
-        shifted = rows - highest.index_select(0, class_of_key)
-        weights = shifted.exp()
+        # 2^x takes half the time of e^x on a CPU, and a twentieth where both are almost 0.
+        weights = (rows - highest.index_select(0, class_of_key)).mul_(1 / math.log(2)).exp2_()
         totals = _class_sum(weights, class_of_key, classes)
-        densities = (totals / counts.clamp(min=1)).log_().add_(highest)
-        if with_mean:
-            # exp underflows long before the lowest finite number, so clamping only turns 0 * -inf into 0.
-            moments = shifted.clamp_(min=torch.finfo(rows.dtype).min).mul_(weights)
-            means = _class_sum(moments, class_of_key, classes) / totals
-            means = torch.where(totals > 0, means.add_(highest), 0.0).t()
-        else:
-            means = rows.new_empty(0)
         ctx.save_for_backward(weights, totals, class_of_key)
-        ctx.mark_non_differentiable(means)
-        return densities.t(), means
+        return (totals / counts.clamp(min=1)).log_().add_(highest).t()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         weights, totals, class_of_key = ctx.saved_tensors
         # Selected, not multiplied by 0: what arrives for an empty class may be NaN or infinite.
         scale = torch.where(totals > 0, gradient.t() / totals, 0.0)
-        return scale.index_select(0, class_of_key).mul_(weights).t(), None, None, None
-
-
-def _class_max(rows: Tensor, class_of_key: Tensor, classes: int) -> Tensor:
-    """Return the maximum ``[C, B]`` of the rows ``[K, B]`` of each class, -inf for an empty class."""
-    lowest = rows.new_full((classes, rows.shape[1]), -torch.inf)
-    return lowest.scatter_reduce_(0, class_of_key[:, None].expand_as(rows), rows, "amax")
+        return scale.index_select(0, class_of_key).mul_(weights).t(), None, None
 
 
 def _class_sum(rows: Tensor, class_of_key: Tensor, classes: int) -> Tensor:
-    """Return the sum ``[C, B]`` of the rows ``[K, B]`` of each class, 0 for an empty class.
-
-    ``scatter_add_`` with a row index is the fastest way measured on a CPU among those that are plain
-    operations: 0.5 ms at K = 32,768, C = 8142, B = 128 on two EPYC cores, against 0.6 for ``index_add_``,
-    6.5 for ``segment_reduce`` and 1.3 for grouping classes of equal length.
-    """
+    """Return the sum ``[C, B]`` of the rows ``[K, B]`` of each class, 0 for an empty class."""
     keys = rows.shape[0]
     # Class and key // _BLOCK never fall along the keys, so their sum numbers the (class, block) pairs.
     block_of_key = class_of_key + torch.arange(keys, device=rows.device) // _BLOCK
     blocks = classes + keys // _BLOCK + 1
     class_of_block = class_of_key.new_zeros(blocks).scatter_(0, block_of_key, class_of_key)
-    return _row_sum(_row_sum(rows, block_of_key, blocks), class_of_block, classes)
+    return _reduced(_reduced(rows, block_of_key, blocks, "sum"), _rising(class_of_block), classes, "sum")
 
 
-def _row_sum(rows: Tensor, group: Tensor, groups: int) -> Tensor:
-    return rows.new_zeros(groups, rows.shape[1]).scatter_add_(0, group[:, None].expand_as(rows), rows)
+def _rising(class_of_block: Tensor) -> Tensor:
+    """Return the classes with the blocks that hold no key, at class 0 so far, in the class before: sorted."""
+    return class_of_block.cummax(0).values
+
+
+def _reduced(rows: Tensor, group: Tensor, groups: int, how: Literal["sum", "amax"]) -> Tensor:
+    """Return the sum or maximum ``[groups, B]`` of rows ``[K, B]`` whose groups never fall; 0 or -inf for none.
+
+    On a CPU ``scatter_add_`` with a row index is the fastest way measured among those that are plain operations:
+    0.5 ms at K = 32,768, C = 8142, B = 128 on two EPYC cores, against 0.6 for ``index_add_``, 6.5 for
+    ``segment_reduce`` and 1.3 for grouping classes of equal length. Elsewhere it adds in whatever order its threads
+    come, and ``segment_reduce`` in the order of the rows: the same bits every time.
+    """
+    first = 0.0 if how == "sum" else -torch.inf
+    if rows.device.type == "cpu":
+        start = rows.new_full((groups, rows.shape[1]), first)
+        return start.scatter_reduce_(0, group[:, None].expand_as(rows), rows, how)
+    return in_order(rows, group, groups, how)
+
+
+def in_order(rows: Tensor, group: Tensor, groups: int, how: Literal["sum", "amax"]) -> Tensor:
+    """Return what ``_reduced`` does by ``segment_reduce``, without reading a value back (hence unsafe)."""
+    edges = torch.searchsorted(group, torch.arange(groups + 1, device=group.device))
+    first = 0.0 if how == "sum" else -torch.inf
+    reduce = "sum" if how == "sum" else "max"
+    return torch.segment_reduce(rows, reduce, lengths=edges.diff(), axis=0, initial=first, unsafe=True)

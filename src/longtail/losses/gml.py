@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtail.losses.class_density import class_logmeanexp, class_logmeanexp_and_mean
+from longtail.losses.chunks import in_chunks
+from longtail.losses.class_density import check_keys
+from longtail.losses.label_odds import LabelClass, key_bias, label_log_odds
 from longtail.losses.logit_adjusted import check_labels, checked_counts, weighted_log_prior
 
 
@@ -38,6 +40,9 @@ class GMLLoss(nn.Module):
         learn_temperature: make ``log_temperature`` a parameter instead of a buffer.
         prior_strength: scale of log p_c, 1 = the paper, 0 = no prior.
         exclude_own_key: leave own keys out of the loss itself too; needs ids in every call.
+        max_similarities: how many of the B x K similarities are held at once, 4 bytes each in float32 and about four
+            times that with what is made of them. Queries are then taken in parts of ``max_similarities // K`` (at
+            least one), with the same value and gradients up to rounding. None holds them all.
 
     Attributes:
         counted: samples that counted in the last call, int64 0-d.
@@ -46,7 +51,8 @@ class GMLLoss(nn.Module):
             NaN without ids, or where no sample has a key of its class besides its own.
 
     Raises:
-        ValueError: counts not one-dimensional, negative or all zero; temperature not above 0; in a call,
+        ValueError: counts not one-dimensional, negative or all zero; temperature not above 0,
+            max_similarities below 1; in a call,
             shapes or dtypes that do not fit, one kind of ids without the other, and (on the CPU) a label
             out of range.
 
@@ -70,10 +76,13 @@ class GMLLoss(nn.Module):
         learn_temperature: bool = False,
         prior_strength: float = 1.0,
         exclude_own_key: bool = False,
+        max_similarities: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be above 0 and finite, got {temperature}.")
+        if max_similarities is not None and max_similarities < 1:
+            raise ValueError(f"max_similarities must be at least 1, got {max_similarities}.")
         self.register_buffer("class_counts", checked_counts(class_counts))
         log_temperature = torch.tensor(math.log(temperature), dtype=torch.get_default_dtype())
         if learn_temperature:
@@ -85,6 +94,7 @@ class GMLLoss(nn.Module):
         self.learn_temperature = learn_temperature
         self.prior_strength = float(prior_strength)
         self.exclude_own_key = exclude_own_key
+        self.max_similarities = max_similarities
         self.counted = torch.zeros((), dtype=torch.int64)
         self.information = torch.full((), torch.nan)
 
@@ -102,6 +112,7 @@ class GMLLoss(nn.Module):
         query_ids: Tensor | None = None,
         key_ids: Tensor | None = None,
         key_mask: Tensor | None = None,
+        longest_class: int | None = None,
     ) -> Tensor:
         """Return the scalar loss, in float32 at least, also under autocast.
 
@@ -113,47 +124,34 @@ class GMLLoss(nn.Module):
             query_ids: ``[B]`` sample of each query; -1 matches no key.
             key_ids: ``[K]`` sample of each key; -1 matches no query.
             key_mask: bool ``[K]`` or ``[B, K]``, True where a key counts.
+            longest_class: at least the number of keys of each label's class. None reads it back from the device;
+                given, nothing is read back, and a step can be captured as one graph.
         """
-        self._check(queries, labels, keys, offsets, query_ids, key_ids)
+        self._check(queries, labels, keys, offsets, query_ids, key_ids, key_mask)
         dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+        log_prior = weighted_log_prior(self.class_counts, self.prior_strength, dtype)
+        label_class = LabelClass.find(labels, offsets, longest_class)._replace(
+            query_ids=query_ids, key_ids=key_ids, exclude_own_key=self.exclude_own_key
+        )
+
+        def sums(queries: Tensor, keys: Tensor, log_temperature: Tensor, part: slice) -> tuple[Tensor, ...]:
+            """Return loss, the temperature's copy of it, and how many samples counted in each, of some queries."""
+            mask = key_mask[part] if key_mask is not None and key_mask.ndim == 2 else key_mask
+            bias = key_bias(log_prior, offsets, len(keys), mask)
+            scaled = queries / log_temperature.detach().exp()
+            # log p_y s(z|y) - log sum over c != y of p_c s(z|c), of which the loss is -log sigmoid.
+            odds, odds_without_own = label_log_odds(scaled, keys, log_temperature, bias, label_class.rows(part))
+            (loss, counted), (term, term_counted) = _summed(odds), _summed(odds_without_own)
+            return loss, term, counted, term_counted
+
         with torch.autocast(queries.device.type, enabled=False):
-            log_temperature = self.log_temperature.to(dtype) + self._log_residual
-            scaled = queries.to(dtype) / log_temperature.detach().exp()
-            # keys @ queries.T, not queries @ keys.T: the densities want each key's row contiguous.
-            logits = (keys.to(dtype) @ scaled.t()).t()  # [B, K]
-            if self.learn_temperature:
-                densities, slopes = class_logmeanexp_and_mean(logits, offsets, key_mask)  # [B, C] each
-            else:
-                densities, slopes = class_logmeanexp(logits, offsets, key_mask), None
-
-            others = densities  # the densities without own keys: only the target's can differ
-            if query_ids is not None and key_ids is not None:
-                columns, keep = self._other_keys(labels, offsets, query_ids, key_ids, key_mask)
-                kept = logits if self.exclude_own_key else logits.detach()
-                one_class = columns.shape[1] * torch.arange(2, device=offsets.device)
-                target, slope = class_logmeanexp_and_mean(kept.gather(1, columns), one_class, keep)  # [B, 1]
-                others = (densities if self.exclude_own_key else densities.detach()).scatter(1, labels[:, None], target)
-                slopes = None if slopes is None else slopes.scatter(1, labels[:, None], slope)
-
-            loss, self.counted = self._cross_entropy(others if self.exclude_own_key else densities, labels)
-            if query_ids is None and slopes is None:
-                self.information = torch.full_like(loss.detach(), torch.nan)
-                return loss
-            tempered = others.detach()
-            if slopes is not None:
-                # d log s / d log temperature is minus the mean logit in the class: a summand of value 0.
-                tempered = tempered - slopes * (log_temperature - log_temperature.detach())
-            term, term_counted = self._cross_entropy(tempered, labels)
+            inputs = (queries.to(dtype), keys.to(dtype), self.log_temperature.to(dtype) + self._log_residual)
+            rows = max(1, self.max_similarities // max(1, len(keys))) if self.max_similarities else len(queries)
+            found = sums(*inputs, slice(None)) if rows >= len(queries) else in_chunks(sums, rows, *inputs)
+            loss, term, self.counted, term_counted = found
+            loss, term = loss / self.counted.clamp(min=1), term / term_counted.clamp(min=1)
             self.information = self._bits(term.detach(), term_counted, known=query_ids is not None)
             return loss + (term - term.detach())
-
-    def _cross_entropy(self, densities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean cross entropy over the samples whose target class is there, and their number."""
-        logits = densities + weighted_log_prior(self.class_counts, self.prior_strength, densities.dtype)
-        missing = logits.gather(1, labels[:, None]) == -torch.inf  # [B, 1]
-        losses = F.cross_entropy(logits.masked_fill(missing, 0.0), labels, reduction="none")
-        counted = (~missing).sum()
-        return losses.masked_fill(missing.squeeze(1), 0.0).sum() / counted.clamp(min=1), counted
 
     def _bits(self, cross_entropy: Tensor, counted: Tensor, known: bool) -> Tensor:
         """Return the bound (H(p) - cross entropy) in bits, NaN where it is not known."""
@@ -161,24 +159,6 @@ class GMLLoss(nn.Module):
         entropy = -torch.where(log_prior > -torch.inf, log_prior.exp() * log_prior, 0.0).sum()
         bits = (entropy - cross_entropy) / math.log(2)
         return torch.where(counted > 0, bits, torch.nan) if known else torch.full_like(bits, torch.nan)
-
-    @staticmethod
-    def _other_keys(
-        labels: Tensor, offsets: Tensor, query_ids: Tensor, key_ids: Tensor, key_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return each query's target-class columns ``[B, L]`` and which of them count and are not its own.
-
-        L is the longest class, the one value that is read back from the device.
-        """
-        longest = int((offsets[1:] - offsets[:-1]).max())
-        columns = offsets[labels][:, None] + torch.arange(longest, device=offsets.device)
-        inside = columns < offsets[labels + 1][:, None]
-        columns = columns.clamp(max=key_ids.shape[0] - 1)
-        own = (key_ids[columns] == query_ids[:, None]) & (query_ids >= 0)[:, None]
-        keep = inside & ~own
-        if key_mask is not None:
-            keep &= key_mask.expand(labels.shape[0], -1).gather(1, columns)
-        return columns, keep
 
     def _check(
         self,
@@ -188,6 +168,7 @@ class GMLLoss(nn.Module):
         offsets: Tensor,
         query_ids: Tensor | None,
         key_ids: Tensor | None,
+        key_mask: Tensor | None,
     ) -> None:
         classes = self.class_counts.shape[0]
         if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
@@ -197,6 +178,7 @@ class GMLLoss(nn.Module):
         check_labels(labels, queries.shape[0], classes)
         if offsets.shape != (classes + 1,):
             raise ValueError(f"offsets must be [{classes + 1}] for {classes} classes, got {list(offsets.shape)}.")
+        check_keys(len(queries), len(keys), offsets, key_mask)
         if (query_ids is None) != (key_ids is None):
             raise ValueError("query_ids and key_ids must be given together.")
         if query_ids is None and self.exclude_own_key:
@@ -212,3 +194,10 @@ class GMLLoss(nn.Module):
             f"learn_temperature={self.learn_temperature}, prior_strength={self.prior_strength}, "
             f"exclude_own_key={self.exclude_own_key}"
         )
+
+
+def _summed(log_odds: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of -log sigmoid over the samples whose label's class is there, and their number."""
+    missing = log_odds == -torch.inf
+    losses = -F.logsigmoid(log_odds.masked_fill(missing, 0.0)).masked_fill(missing, 0.0)
+    return losses.sum(), (~missing).sum()
