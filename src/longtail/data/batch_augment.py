@@ -17,6 +17,7 @@ from torch import Tensor
 from longtail.data import augment_geometry as geometry
 from longtail.data import augment_tone as tone
 from longtail.data.augment_filter import gaussian_blur
+from longtail.data.augment_levels import apply_table, choose, to_levels
 from longtail.data.augment_operations import Operation, Plan, apply_plan, apply_step
 from longtail.data.keyed import keyed_uniform
 
@@ -75,6 +76,7 @@ def random_crop_flip(images: Tensor, draws: Draws, flip_probability: float = 0.5
         whole(top, 2 * rows + 1) - rows,
         whole(left, 2 * columns + 1) - columns,
         flip < flip_probability,
+        reach=(rows, columns),
     )
 
 
@@ -90,8 +92,8 @@ def random_cutout(images: Tensor, draws: Draws) -> Tensor:
     from_first_column = torch.arange(width, device=images.device) + length // 2 - whole(centre_x, width)[:, None]
     in_rows = (from_first_row >= 0) & (from_first_row < length)
     in_columns = (from_first_column >= 0) & (from_first_column < length)
-    keep = ~(in_rows[:, :, None] & in_columns[:, None, :])
-    return images * keep[:, None].to(torch.uint8)
+    hole = in_rows.view(torch.uint8)[:, :, None] * in_columns.view(torch.uint8)[:, None, :]
+    return images * hole.bitwise_xor_(1)[:, None]
 
 
 def random_small_affine(images: Tensor, draws: Draws) -> Tensor:
@@ -109,8 +111,8 @@ def random_small_affine(images: Tensor, draws: Draws) -> Tensor:
 def random_tone_jitter(images: Tensor, draws: Draws) -> Tensor:
     """Change contrast, then brightness, by a factor of 0.8 to 1.2 each."""
     contrast, brightness = draws.uniform("tone_jitter", 2)
-    images = tone.apply_table(images, tone.contrast(images, between(contrast, 0.8, 1.2)))
-    return tone.apply_table(images, tone.brightness(images, between(brightness, 0.8, 1.2)))
+    images = apply_table(images, tone.contrast(images, between(contrast, 0.8, 1.2)))
+    return apply_table(images, tone.brightness(images, between(brightness, 0.8, 1.2)))
 
 
 def random_boxes(heights: Tensor, widths: Tensor, draws: Draws, area: tuple[float, float]) -> Tensor:
@@ -149,7 +151,7 @@ def random_boxes(heights: Tensor, widths: Tensor, draws: Draws, area: tuple[floa
 def random_flip(images: Tensor, draws: Draws) -> Tensor:
     """Mirror half of the images left-right."""
     (flip,) = draws.uniform("flip", 1)
-    return torch.where((flip < 0.5)[:, None, None, None], images.flip(-1), images)
+    return choose((flip < 0.5)[:, None, None, None], images.flip(-1), images)
 
 
 def random_color_jitter(images: Tensor, draws: Draws, strength: float) -> Tensor:
@@ -167,7 +169,7 @@ def random_color_jitter(images: Tensor, draws: Draws, strength: float) -> Tensor
 def random_grayscale(images: Tensor, draws: Draws, probability: float) -> Tensor:
     """Take the colour out of a share of the images: all channels become Pillow's "L"."""
     (gray,) = draws.uniform("grayscale", 1)
-    return torch.where((gray < probability)[:, None, None, None], tone.luma(images).to(torch.uint8), images)
+    return choose((gray < probability)[:, None, None, None], to_levels(tone.luma(images)), images)
 
 
 def random_blur(images: Tensor, draws: Draws, probability: float) -> Tensor:
