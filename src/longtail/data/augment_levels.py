@@ -23,8 +23,7 @@ def choose(mask: Tensor, chosen: Tensor | int, other: Tensor) -> Tensor:
 
 def apply_table(images: Tensor, table: Tensor) -> Tensor:
     """Look every pixel of uint8 ``images [B, C, H, W]`` up in ``table`` (uint8 ``[B, C or 1, 256]``)."""
-    batch, channels = images.shape[:2]
-    index = table_places(images if table.shape[1] == channels else images.flatten(1)[:, None])
+    index = table_places(images if table.shape[1] == images.shape[1] else images.flatten(1)[:, None])
     return table.reshape(-1).index_select(0, index.reshape(-1)).view(images.shape)
 
 

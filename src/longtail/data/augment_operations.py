@@ -7,7 +7,7 @@ says which of them happens to each sample. Images are uint8 ``[B, C, H, W]``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -62,11 +62,12 @@ def apply_plan(images: Tensor, plan: Plan, operations: Mapping[str, Operation]) 
     kinds, steps = len(operations) + 1, plan.operation.shape[1]
     first = torch.arange(0, kinds * steps, kinds, device=images.device)
     lengths = torch.bincount((plan.operation + first).view(-1), minlength=kinds * steps).view(steps, kinds).tolist()
-    places = torch.arange(len(images), device=images.device)  # where each image is now
+    back = torch.argsort(order, dim=0)  # where each image lies during a step
+    places = order[:, 0]
     for step in range(steps):
-        images = images.index_select(0, places.index_select(0, order[:, step]))
+        images = images.index_select(0, places)
         _apply_sorted(images, lengths[step], amounts[:, step], operations)
-        places = torch.empty_like(places).index_copy_(0, order[:, step], torch.arange(len(images), device=images.device))
+        places = back[:, step] if step + 1 == steps else back[:, step].index_select(0, order[:, step + 1])
     return images.index_select(0, places)
 
 
@@ -75,17 +76,14 @@ def apply_step(images: Tensor, operation: Tensor, amount: Tensor, operations: Ma
     return apply_plan(images, Plan(operation[:, None], amount[:, None]), operations)
 
 
-def _apply_sorted(
-    images: Tensor, lengths: Sequence[int], amounts: Tensor, operations: Mapping[str, Operation]
-) -> None:
+def _apply_sorted(images: Tensor, lengths: list[int], amounts: Tensor, operations: Mapping[str, Operation]) -> None:
     """Change images that lie operation by operation, ``lengths`` of each, in place."""
     tables = []
-    for kind, members, given in zip(
-        operations.values(), images.split(lengths), amounts.split(lengths), strict=False
-    ):
+    slices, given = torch.split(images, lengths), torch.split(amounts, lengths)
+    for kind, members, amount in zip(operations.values(), slices, given, strict=False):
         if not len(members):
             continue
-        result = kind.apply(members, given)
+        result = kind.apply(members, amount)
         if kind.is_table:
             tables.append(result.expand(len(members), images.shape[1], 256))
         else:

@@ -1,7 +1,8 @@
 """Tone and colour of batched augmentation, level by level as Pillow's ``ImageOps`` and ``ImageEnhance``.
 
 An operation that maps one channel value to another returns uint8 lookup tables ``[B, C, 256]``, or
-``[B, 1, 256]`` if the channels share them, so that many operations share one lookup. Colour and sharpness mix several values and return images. Images are uint8 ``[B, C, H, W]``: C = 1 gray, 3 RGB.
+``[B, 1, 256]`` if the channels share them, so that many operations share one lookup. Colour and
+sharpness mix several values and return images. Images are uint8 ``[B, C, H, W]``: C = 1 gray, 3 RGB.
 """
 
 from __future__ import annotations
