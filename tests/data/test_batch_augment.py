@@ -15,7 +15,8 @@ from longtail.data.augment_geometry import (
     rotation_maps,
     shift_flip,
 )
-from longtail.data.augment_tone import apply_table, widest_float
+from longtail.data.augment_levels import apply_table
+from longtail.data.augment_tone import widest_float
 from longtail.data.auto_augment import (
     CIFAR_POLICY,
     OPERATION_NAMES,

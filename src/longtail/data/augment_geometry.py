@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longtail.data.augment_levels import choose, to_levels
 from longtail.data.augment_tone import widest_float
 
 Fill = int | Tensor  # the value outside the image: one for all channels, or uint8 ``[C]``
@@ -33,22 +34,47 @@ def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, fill: Fill) -> 
     else:
         framed = fill.view(1, channels, 1, 1).repeat(batch, 1, height + 2, width + 2)
         framed[:, :, 1:-1, 1:-1] = images
-    index = (rows.clamp(-1, height) + 1) * (width + 2) + (columns.clamp(-1, width) + 1)
-    taken = framed.flatten(2).gather(2, index.reshape(batch, 1, -1).expand(-1, channels, -1))
-    return taken.view(batch, channels, *index.shape[1:])
+    return _take(framed, (rows.clamp(-1, height) + 1) * (width + 2) + (columns.clamp(-1, width) + 1))
 
 
-def shift_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor | None = None, fill: Fill = 0) -> Tensor:
+def _take(images: Tensor, places: Tensor) -> Tensor:
+    """Read pixels of images ``[B, C, H, W]`` by their places in a flattened channel, int64 ``[B, ...]``."""
+    batch, channels = images.shape[:2]
+    taken = images.flatten(2).gather(2, places.reshape(batch, 1, -1).expand(-1, channels, -1))
+    return taken.view(batch, channels, *places.shape[1:])
+
+
+def shift_flip(
+    images: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor | None = None,
+    fill: int = 0,
+    reach: tuple[int, int] | None = None,
+) -> Tensor:
     """Shift by whole pixels with ``fill`` outside, then mirror left-right where ``flip`` (bool ``[B]``) is true.
 
     ``top`` and ``left`` (int64 ``[B]``) say which input row and column comes first: zero padding by p, then a
     crop at offset o, is ``o - p``. A positive shift reads below and to the right: the picture moves up and left.
+    No shift exceeds ``reach``, rows and columns; None takes the image's sides, beyond which all is ``fill``.
     """
-    row = torch.arange(images.shape[-2], device=images.device)
-    column = torch.arange(images.shape[-1], device=images.device)
+    batch, channels, height, width = images.shape
+    if reach is None:
+        reach = height, width
+        top, left = top.clamp(-height, height), left.clamp(-width, width)
     if flip is not None:
-        column = torch.where(flip[:, None], column.flip(0), column)
-    return gather_pixels(images, (top[:, None] + row)[:, :, None], (left[:, None] + column)[:, None, :], fill)
+        images = choose(flip[:, None, None, None], images.flip(-1), images)
+        left = torch.where(flip, -left, left)  # mirrored first, it moves the other way
+    padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]), value=fill)
+    plane, row = padded.stride()[1:3]
+    # Every place of the padded batch is the corner of a window, and a window is copied row by row: a tenth of what
+    # reading pixel by pixel costs.
+    windows = padded.as_strided(
+        (padded.numel() - (channels - 1) * plane - (height - 1) * row - width + 1, channels, height, width),
+        (1, plane, row, 1),
+    )
+    first = torch.arange(batch, device=images.device) * (channels * plane) + (reach[0] * row + reach[1])
+    return windows.index_select(0, first.add_(top * row).add_(left))
 
 
 def affine_nearest(images: Tensor, maps: Tensor, fill: Fill) -> Tensor:
@@ -59,8 +85,8 @@ def affine_nearest(images: Tensor, maps: Tensor, fill: Fill) -> Tensor:
     height, width = images.shape[-2:]
     y = torch.arange(height, device=images.device)[:, None]
     x = torch.arange(width, device=images.device)
-    columns = (fixed[0] * x + fixed[1] * y + fixed[2]) >> 16
-    rows = (fixed[3] * x + fixed[4] * y + fixed[5]) >> 16
+    columns = ((fixed[0] * x + fixed[2]) + fixed[1] * y) >> 16
+    rows = ((fixed[3] * x + fixed[5]) + fixed[4] * y) >> 16
     return gather_pixels(images, rows, columns, fill)
 
 
@@ -75,14 +101,14 @@ def shear_bicubic(images: Tensor, amounts: Tensor, fill: Fill) -> Tensor:
     y, x = _centres(images, amounts.dtype)
     source = x + amounts[:, None, None] * y
     left = torch.floor(source - 0.5)
-    t = (source - 0.5 - left)[:, None]
+    t = (source - 0.5).sub_(left)[:, None]
     tap = torch.arange(-1, 3, device=images.device)[:, None, None]
-    columns = (left.long()[:, None] + tap).clamp_(0, width - 1)
-    taps = gather_pixels(images, y.long(), columns, fill).to(amounts.dtype)
-    v0, v1, v2, v3 = taps.unbind(2)
-    value = v1 + t * ((v2 - v0) + t * ((2 * (v0 - v1) + v2 - v3) + t * (v1 - v0 - v2 + v3)))
-    outside = (source < 0) | (source >= width)
-    return _fill_where(outside, value.clamp_(0, 255).to(torch.uint8), fill)
+    places = (left.long()[:, None] + tap).clamp_(0, width - 1).add_(y.long() * width)
+    # Differences of levels are exact in 16 bits: only what the fraction takes part in needs the wide type.
+    v0, v1, v2, v3 = _take(images, places).to(torch.int16).unbind(2)
+    value = (t * (v1 - v0 - v2 + v3)).add_(2 * (v0 - v1) + v2 - v3)
+    value = value.mul_(t).add_(v2 - v0).mul_(t).add_(v1)
+    return _fill_where((source < 0) | (source >= width), to_levels(value.clamp_(0, 255)), fill)
 
 
 def affine_bilinear(images: Tensor, maps: Tensor, fill: Fill, extend: bool = False) -> Tensor:
@@ -138,12 +164,12 @@ def _sample_bilinear(images: Tensor, x: Tensor, y: Tensor, fill: Fill) -> Tensor
     to_right, to_below = (x - 0.5 - left).float()[:, None, None], (y - 0.5 - top).float()[:, None]
     lines = taps[:, :, :, 0] + to_right * (taps[:, :, :, 1] - taps[:, :, :, 0])
     value = lines[:, :, 0] + to_below * (lines[:, :, 1] - lines[:, :, 0])
-    return (value + 0.5).clamp_(0, 255).to(torch.uint8)
+    return to_levels(value.add_(0.5).clamp_(0, 255))
 
 
 def _fill_where(outside: Tensor, images: Tensor, fill: Fill) -> Tensor:
     """Return the images ``[B, C, H, W]`` with ``fill`` where ``outside [B, H, W]``."""
-    return torch.where(outside[:, None], fill if isinstance(fill, int) else fill[:, None, None], images)
+    return choose(outside[:, None], fill if isinstance(fill, int) else fill[:, None, None], images)
 
 
 def _centres(images: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

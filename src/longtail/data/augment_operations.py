@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from longtail.data.augment_tone import apply_table
+from longtail.data.augment_levels import apply_table
 
 
 class Operation(NamedTuple):
@@ -46,35 +46,44 @@ class Plan(NamedTuple):
 
 
 def apply_plan(images: Tensor, plan: Plan, operations: Mapping[str, Operation]) -> Tensor:
-    """Apply every step of ``plan``, in order; ``operations`` as in `apply_step`."""
-    for operation, amount in zip(plan.operation.unbind(1), plan.amount.unbind(1), strict=True):
-        images = apply_step(images, operation, amount, operations)
-    return images
-
-
-def apply_step(images: Tensor, operation: Tensor, amount: Tensor, operations: Mapping[str, Operation]) -> Tensor:
-    """Apply one operation to each image.
+    """Apply every step of ``plan``, in order.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
-        operation: int64 ``[B]``, a position in ``operations`` (its length: nothing happens).
-        amount: ``[B]``, the operation's amount.
+        plan: of these images.
         operations: operations by name, those that return lookup tables last.
 
     Returns:
         New images; the ones given stay as they are.
     """
-    # Sorted by operation, each one's samples are a slice; reading the lengths is the only host wait.
-    order = torch.argsort(operation, stable=True)
-    lengths = torch.bincount(operation, minlength=len(operations) + 1).tolist()
-    images = images.index_select(0, order)
-    slices = torch.split(images, lengths)
-    slice_amounts = torch.split(amount.index_select(0, order), lengths)
+    # Sorted by operation, each one's samples are a slice; reading the lengths is the only time the host waits.
+    order = torch.argsort(plan.operation, dim=0, stable=True)
+    amounts = plan.amount.gather(0, order)
+    kinds, steps = len(operations) + 1, plan.operation.shape[1]
+    first = torch.arange(0, kinds * steps, kinds, device=images.device)
+    lengths = torch.bincount((plan.operation + first).view(-1), minlength=kinds * steps).view(steps, kinds).tolist()
+    back = torch.argsort(order, dim=0)  # where each image lies during a step
+    places = order[:, 0]
+    for step in range(steps):
+        images = images.index_select(0, places)
+        _apply_sorted(images, lengths[step], amounts[:, step], operations)
+        places = back[:, step] if step + 1 == steps else back[:, step].index_select(0, order[:, step + 1])
+    return images.index_select(0, places)
+
+
+def apply_step(images: Tensor, operation: Tensor, amount: Tensor, operations: Mapping[str, Operation]) -> Tensor:
+    """Apply one operation to each image: `apply_plan` with ``operation [B]`` and ``amount [B]`` alone."""
+    return apply_plan(images, Plan(operation[:, None], amount[:, None]), operations)
+
+
+def _apply_sorted(images: Tensor, lengths: list[int], amounts: Tensor, operations: Mapping[str, Operation]) -> None:
+    """Change images that lie operation by operation, ``lengths`` of each, in place."""
     tables = []
-    for kind, members, amounts in zip(operations.values(), slices, slice_amounts, strict=False):
+    slices, given = torch.split(images, lengths), torch.split(amounts, lengths)
+    for kind, members, amount in zip(operations.values(), slices, given, strict=False):
         if not len(members):
             continue
-        result = kind.apply(members, amounts)
+        result = kind.apply(members, amount)
         if kind.is_table:
             tables.append(result.expand(len(members), images.shape[1], 256))
         else:
@@ -83,4 +92,3 @@ def apply_step(images: Tensor, operation: Tensor, amount: Tensor, operations: Ma
         first_table = sum(not kind.is_table for kind in operations.values())
         to_look_up = images[sum(lengths[:first_table]) : sum(lengths[:-1])]
         to_look_up.copy_(apply_table(to_look_up, torch.cat(tables)))
-    return images.index_select(0, torch.argsort(order))

@@ -1,8 +1,8 @@
 """Tone and colour of batched augmentation, level by level as Pillow's ``ImageOps`` and ``ImageEnhance``.
 
 An operation that maps one channel value to another returns uint8 lookup tables ``[B, C, 256]``, or
-``[B, 1, 256]`` if the channels share them, so that many operations share one gather (`apply_table`). Colour
-and sharpness mix several values and return images. Images are uint8 ``[B, C, H, W]``: C = 1 gray, 3 RGB.
+``[B, 1, 256]`` if the channels share them, so that many operations share one lookup. Colour and
+sharpness mix several values and return images. Images are uint8 ``[B, C, H, W]``: C = 1 gray, 3 RGB.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from longtail.data.augment_levels import choose, table_places, to_levels
 
 
 @lru_cache(maxsize=16)
@@ -21,12 +23,6 @@ def widest_float(device: torch.device) -> torch.dtype:
     except (TypeError, RuntimeError):
         return torch.float32
     return torch.float64
-
-
-def apply_table(images: Tensor, table: Tensor) -> Tensor:
-    """Look every pixel up in ``table`` (uint8 ``[B, C or 1, 256]``)."""
-    index = images.flatten(2).to(torch.int64)
-    return table.expand(-1, images.shape[1], -1).gather(2, index).view_as(images)
 
 
 def invert(images: Tensor) -> Tensor:
@@ -68,33 +64,33 @@ def solarize_add(images: Tensor, added: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor) -> Tensor:
     """Return tables ``[B, C, 256]`` that stretch each channel's values to 0..255; a flat channel stays."""
-    low, high = (bound[:, :, None].to(torch.int64) for bound in torch.aminmax(images.flatten(2), dim=2))
-    level = _levels(images)
-    scale = 255.0 / (high - low).clamp(min=1).to(widest_float(images.device))
-    stretched = (level * scale + -low * scale).clamp(0, 255).to(torch.int64)
-    return torch.where(high > low, stretched, level).to(torch.uint8)
+    pixels = images.flatten(2)
+    low, high = pixels.amin(dim=2, keepdim=True).to(torch.int64), pixels.amax(dim=2, keepdim=True).to(torch.int64)
+    stretches = high > low
+    scale = torch.where(stretches, 255.0 / (high - low).to(widest_float(images.device)), 1.0)
+    return to_levels((_levels(images) * scale).add_(-low * stretches * scale).clamp_(0, 255))
 
 
 def equalize(images: Tensor) -> Tensor:
     """Return tables ``[B, C, 256]`` that flatten each channel's histogram; the identity under 256 pixels."""
     batch, channels = images.shape[:2]
-    first = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * 256
     pixels = images.flatten(2)
-    histogram = torch.bincount((pixels.to(torch.int64) + first).view(-1), minlength=batch * channels * 256)
+    histogram = torch.bincount(table_places(pixels).reshape(-1), minlength=batch * channels * 256)
     # Whole numbers up to the pixel count: float32 divides them faster than integers and floors to the same.
     histogram = histogram.view(batch, channels, 256).float()
     last = histogram.gather(2, pixels.amax(dim=2, keepdim=True).to(torch.int64))
     step = torch.floor((pixels.shape[2] - last) / 255)
-    below = histogram.cumsum(dim=2) - histogram
-    flattened = ((torch.floor(step / 2) + below) / step.clamp(min=1)).clamp_(max=255)
-    return torch.where(step > 0, flattened, _levels(images).float()).to(torch.uint8)
+    below = histogram.cumsum(dim=2).sub_(histogram)
+    flattened = to_levels(below.add_(torch.floor(step / 2)).div_(step.clamp(min=1)).clamp_(max=255))
+    return choose(step > 0, flattened, _levels(images).to(torch.uint8))
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the gray image: ``factor [B]`` 0 is gray, 1 the image. One channel has no colour."""
     if images.shape[1] == 1:
         return images
-    return _blend(luma(images), images.float(), factor[:, None, None, None])
+    values = images.float()
+    return _blend(_gray(values), values, factor[:, None, None, None])
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -105,12 +101,17 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """
     if min(images.shape[-2:]) < 3:
         return images
-    values = images.float()
-    rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
-    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(values[:, :, 1:-1, 1:-1], alpha=4)
-    smooth = values.clone()
+    values = images.float().contiguous()
+    width, count = images.shape[-1], images.numel()
+    # The batch as one long row: a neighbour is so many places away. Borders mix with what lies beyond, and are copied.
+    line, inner = values.view(-1), slice(width + 1, count - width - 1)
+    rows = (line[: count - 2 * width] + line[width : count - width]).add_(line[2 * width :])
+    total = (rows[:-2] + rows[1:-1]).add_(rows[2:]).add_(line[inner], alpha=4)
+    smooth = torch.empty_like(values)
     # A sum comes no closer to a rounding edge than half a thirteenth, so float32 decides right.
-    smooth[:, :, 1:-1, 1:-1] = total.add_(6.5).div_(13).floor_()
+    torch.floor(total.add_(6.5).div_(13), out=smooth.view(-1)[inner])
+    for border in (0, -1):
+        smooth[:, :, border], smooth[..., border] = values[:, :, border], values[..., border]
     return _blend(smooth, values, factor[:, None, None, None])
 
 
@@ -119,10 +120,14 @@ def luma(images: Tensor) -> Tensor:
 
     Every intermediate value is a whole number under 2**24, so float32 is exact (and faster than integers).
     """
-    if images.shape[1] == 1:
-        return images.float()
-    red, green, blue = torch.split(images.float(), 1, dim=1)
-    return torch.floor((red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 65536)
+    return _gray(images.float())
+
+
+def _gray(values: Tensor) -> Tensor:
+    if values.shape[1] == 1:
+        return values
+    red, green, blue = torch.split(values, 1, dim=1)
+    return (red * 19595).add_(green * 38470).add_(blue * 7471).add_(0x8000).div_(65536).floor_()
 
 
 def _levels(images: Tensor) -> Tensor:
@@ -132,4 +137,4 @@ def _levels(images: Tensor) -> Tensor:
 
 def _blend(base: Tensor, values: Tensor, factor: Tensor) -> Tensor:
     """Return ``base + factor * (values - base)`` in float32, clipped and truncated, as ``Image.blend``."""
-    return ((values - base) * factor.float()).add_(base).clamp_(0, 255).to(torch.uint8)
+    return to_levels(((values - base) * factor.float()).add_(base).clamp_(0, 255))

@@ -60,13 +60,18 @@ def _shear_y(images: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _translate_x(images: Tensor, amounts: Tensor) -> Tensor:
-    left = torch.floor(amounts * images.shape[-1] + 0.5).to(torch.int64)
-    return geometry.shift_flip(images, torch.zeros_like(left), left, fill=FILL)
+    left = _pixels(amounts, images.shape[-1])
+    return geometry.shift_flip(images, torch.zeros_like(left), left, fill=FILL, reach=(0, images.shape[-1]))
 
 
 def _translate_y(images: Tensor, amounts: Tensor) -> Tensor:
-    top = torch.floor(amounts * images.shape[-2] + 0.5).to(torch.int64)
-    return geometry.shift_flip(images, top, torch.zeros_like(top), fill=FILL)
+    top = _pixels(amounts, images.shape[-2])
+    return geometry.shift_flip(images, top, torch.zeros_like(top), fill=FILL, reach=(images.shape[-2], 0))
+
+
+def _pixels(share: Tensor, side: int) -> Tensor:
+    """Return a share of a side, -1 to 1, in whole pixels."""
+    return torch.floor(share * side + 0.5).to(torch.int64)
 
 
 def _rotate(images: Tensor, amounts: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from torch import Tensor
 from longtail.data import augment_geometry as geometry
 from longtail.data import augment_tone as tone
 from longtail.data.augment_filter import gaussian_blur
+from longtail.data.augment_levels import apply_table, choose, to_levels
 from longtail.data.augment_operations import Operation, Plan, apply_plan, apply_step
-from longtail.data.keyed import keyed_uniform
+from longtail.data.keyed import derive_seed, uniform_in_parts
 
 _TRIES = 10  # of a random crop to fit into its image
 _ASPECT = (3 / 4, 4 / 3)  # width over height of a random crop
@@ -34,12 +35,13 @@ _BLUR = {"blur": Operation(lambda images, sigma: gaussian_blur(images, sigma, la
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one view of one batch: functions of (seed, stream, epoch, id) and a name.
+    """The random numbers of a batch's views: functions of (seed, stream, epoch, id) and a name.
 
     Attributes:
         seed: the run's seed.
         epoch: the epoch.
-        stream: the view's name in the method, for instance "query": two views of a sample differ.
+        stream: the view's name in the method, for instance "query": two views of a sample differ. With several names
+            the batch consists of as many parts of one length, each with its own.
         ids: int64 ``[B]``, the samples' ids.
 
     Names keep draws apart: a recipe that gains an operation keeps the numbers of the others.
@@ -47,12 +49,14 @@ class Draws:
 
     seed: int
     epoch: int
-    stream: str
+    stream: str | tuple[str, ...]
     ids: Tensor
 
     def uniform(self, name: str, count: int) -> tuple[Tensor, ...]:
         """Return ``count`` float32 tensors ``[B]`` in [0, 1) that belong to ``name``."""
-        return keyed_uniform(self.seed, self.stream, self.epoch, name, ids=self.ids, count=count).unbind(1)
+        streams = (self.stream,) if isinstance(self.stream, str) else self.stream
+        seeds = [derive_seed(self.seed, stream, self.epoch, name) for stream in streams]
+        return uniform_in_parts(seeds, self.ids, count).unbind(1)
 
 
 def whole(uniform: Tensor, count: int | Tensor) -> Tensor:
@@ -75,6 +79,7 @@ def random_crop_flip(images: Tensor, draws: Draws, flip_probability: float = 0.5
         whole(top, 2 * rows + 1) - rows,
         whole(left, 2 * columns + 1) - columns,
         flip < flip_probability,
+        reach=(rows, columns),
     )
 
 
@@ -90,8 +95,8 @@ def random_cutout(images: Tensor, draws: Draws) -> Tensor:
     from_first_column = torch.arange(width, device=images.device) + length // 2 - whole(centre_x, width)[:, None]
     in_rows = (from_first_row >= 0) & (from_first_row < length)
     in_columns = (from_first_column >= 0) & (from_first_column < length)
-    keep = ~(in_rows[:, :, None] & in_columns[:, None, :])
-    return images * keep[:, None].to(torch.uint8)
+    hole = in_rows.view(torch.uint8)[:, :, None] * in_columns.view(torch.uint8)[:, None, :]
+    return images * hole.bitwise_xor_(1)[:, None]
 
 
 def random_small_affine(images: Tensor, draws: Draws) -> Tensor:
@@ -109,8 +114,8 @@ def random_small_affine(images: Tensor, draws: Draws) -> Tensor:
 def random_tone_jitter(images: Tensor, draws: Draws) -> Tensor:
     """Change contrast, then brightness, by a factor of 0.8 to 1.2 each."""
     contrast, brightness = draws.uniform("tone_jitter", 2)
-    images = tone.apply_table(images, tone.contrast(images, between(contrast, 0.8, 1.2)))
-    return tone.apply_table(images, tone.brightness(images, between(brightness, 0.8, 1.2)))
+    images = apply_table(images, tone.contrast(images, between(contrast, 0.8, 1.2)))
+    return apply_table(images, tone.brightness(images, between(brightness, 0.8, 1.2)))
 
 
 def random_boxes(heights: Tensor, widths: Tensor, draws: Draws, area: tuple[float, float]) -> Tensor:
@@ -149,7 +154,7 @@ def random_boxes(heights: Tensor, widths: Tensor, draws: Draws, area: tuple[floa
 def random_flip(images: Tensor, draws: Draws) -> Tensor:
     """Mirror half of the images left-right."""
     (flip,) = draws.uniform("flip", 1)
-    return torch.where((flip < 0.5)[:, None, None, None], images.flip(-1), images)
+    return choose((flip < 0.5)[:, None, None, None], images.flip(-1), images)
 
 
 def random_color_jitter(images: Tensor, draws: Draws, strength: float) -> Tensor:
@@ -167,7 +172,7 @@ def random_color_jitter(images: Tensor, draws: Draws, strength: float) -> Tensor
 def random_grayscale(images: Tensor, draws: Draws, probability: float) -> Tensor:
     """Take the colour out of a share of the images: all channels become Pillow's "L"."""
     (gray,) = draws.uniform("grayscale", 1)
-    return torch.where((gray < probability)[:, None, None, None], tone.luma(images).to(torch.uint8), images)
+    return choose((gray < probability)[:, None, None, None], to_levels(tone.luma(images)), images)
 
 
 def random_blur(images: Tensor, draws: Draws, probability: float) -> Tensor:
@@ -177,16 +182,26 @@ def random_blur(images: Tensor, draws: Draws, probability: float) -> Tensor:
     return apply_step(images, operation, between(sigma, *_BLUR_SIGMA), _BLUR)
 
 
-def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return float32 ``(images / 255 - mean) / std``; ``mean`` and ``std`` are per channel, on 0..1."""
-    values = images.to(torch.float32).div_(255)
-    return values.sub_(_channels(mean, images.device)).div_(_channels(std, images.device))
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor | None = None) -> Tensor:
+    """Return float32 ``(images / 255 - mean) / std``; ``mean`` and ``std`` are per channel, on 0..1.
+
+    The result lies ``channels_last``, as encoders take it; ``out`` is where it goes, a new tensor if None.
+    """
+    if out is None:
+        out = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+    # Channel by channel the values are worked on side by side, and only the last step writes them apart.
+    for channel, (shift, scale) in enumerate(
+        zip(_scalars(mean, images.device), _scalars(std, images.device), strict=True)
+    ):
+        values = images[:, channel].to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(shift)
+        torch.div(values, scale, out=out[:, channel])
+    return out
 
 
 @lru_cache(maxsize=64)
-def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return the values as ``[C, 1, 1]``, kept on the device: a copy a step would make the host wait."""
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+def _scalars(values: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Return each value as a float32 tensor, kept on the device: a copy a step would make the host wait."""
+    return torch.tensor(values, dtype=torch.float32, device=device).unbind()
 
 
 @lru_cache(maxsize=16)

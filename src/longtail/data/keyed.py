@@ -9,6 +9,7 @@ arithmetic is used before the last conversion.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,8 +40,8 @@ def _shift(value: Tensor, bits: int) -> Tensor:
 
 def _mix(value: Tensor) -> Tensor:
     value = value + _signed(_GOLDEN)
-    value = (value ^ _shift(value, 30)) * _signed(_MIX_1)
-    value = (value ^ _shift(value, 27)) * _signed(_MIX_2)
+    value = (value ^ _shift(value, 30)).mul_(_signed(_MIX_1))
+    value = (value ^ _shift(value, 27)).mul_(_signed(_MIX_2))
     return value ^ _shift(value, 31)
 
 
@@ -56,10 +57,7 @@ def derive_seed(seed: int, *key: int | str) -> int:
 
 def keyed_bits(seed: int, *key: int | str, ids: Tensor, count: int = 1) -> Tensor:
     """Return int64 ``[B, count]`` of 64 hashed bits for each id in ``ids [B]`` and each draw."""
-    base = _signed(derive_seed(seed, *key))
-    draws = torch.arange(count, device=ids.device, dtype=torch.int64)
-    per_id = _mix(ids.to(torch.int64) ^ base)
-    return _mix(per_id[:, None] + draws[None, :] * _signed(_GOLDEN))
+    return _bits([derive_seed(seed, *key)], ids, count)
 
 
 def keyed_uniform(seed: int, *key: int | str, ids: Tensor, count: int = 1) -> Tensor:
@@ -67,7 +65,26 @@ def keyed_uniform(seed: int, *key: int | str, ids: Tensor, count: int = 1) -> Te
 
     The top 24 bits are used, so every value is exact in float32 and the same on every device.
     """
-    return _shift(keyed_bits(seed, *key, ids=ids, count=count), 40).to(torch.float32) * 2.0**-24
+    return uniform_in_parts([derive_seed(seed, *key)], ids, count)
+
+
+def uniform_in_parts(seeds: Sequence[int], ids: Tensor, count: int) -> Tensor:
+    """Return what :func:`keyed_uniform` returns for each of several keys, one below the other, in a few operations.
+
+    Args:
+        seeds: :func:`derive_seed` of each key.
+        ids: int64 ``[P * B]``: as many parts of one length as there are keys.
+        count: draws for each id.
+    """
+    return _shift(_bits(seeds, ids, count), 40).to(torch.float32).mul_(2.0**-24)
+
+
+def _bits(seeds: Sequence[int], ids: Tensor, count: int) -> Tensor:
+    parts = ids.to(torch.int64).view(len(seeds), -1).unbind(0)
+    keyed = [part ^ _signed(seed) for part, seed in zip(parts, seeds, strict=True)]
+    per_id = _mix(keyed[0] if len(keyed) == 1 else torch.cat(keyed))
+    steps = torch.arange(count, device=ids.device).mul_(_signed(_GOLDEN))
+    return _mix(per_id[:, None] + steps)
 
 
 def keyed_permutation(seed: int, *key: int | str, size: int, device: torch.device | str = "cpu") -> Tensor:

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from longtail.data.image_set import ImageSet
 from longtail.data.keyed import keyed_permutation
-from longtail.data.views import View
+from longtail.data.views import View, images_at_a_time
+
+_SHARE = 0.5
+"""Of a device's free memory that images may take: the model, its activations and the optimiser need the rest."""
 
 
 @dataclass
@@ -32,8 +35,36 @@ def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "
     return keyed_permutation(seed, "order", epoch, size=size, device=device)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes free on an accelerator; None for the CPU, where images lie already, or where none can tell."""
+    if device.type == "cpu":
+        return None
+    try:
+        return int(torch.accelerator.get_memory_info(device)[0])
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+
+
+def image_home(needed: int, free: int | None, device: torch.device) -> tuple[torch.device, str | None]:
+    """Return where images of ``needed`` bytes should live, and what to tell the user if that is not the device.
+
+    ``free`` are the bytes free on the device, None if unknown or of no account. They must hold the images twice.
+    """
+    if free is None or needed <= _SHARE * free:
+        return device, None
+    size, room = needed / 2**30, free / 2**30
+    return torch.device("cpu"), (
+        f"the training images take {size:.1f} GiB and {device} has {room:.1f} GiB free, so they stay in the host's "
+        "memory and every batch is sent over."
+    )
+
+
 class ResidentLoader:
-    """Batches of images that lie on the device as uint8.
+    """Batches of images that lie on the device as uint8, or on the host if the device has no room for them.
+
+    Views of several steps are made at once, which costs far less than step by step: an operation on some thousand
+    small images takes hardly longer than on a hundred, and beside an accelerator the host waits once for all of them.
+    As every draw belongs to its sample, epoch and view, this changes no value.
 
     The last incomplete batch of an epoch is dropped (its BatchNorm statistics would be those of a few images).
 
@@ -42,53 +73,117 @@ class ResidentLoader:
         views: view name to augmentation.
         batch_size: images a step; one larger than the data must be made smaller by the caller.
         seed: of the order and of every augmentation.
-        device: where images live and views are made.
+        device: where views are made.
+        home: where the images live: ``device`` or the CPU. None = on the device if they fit.
+        steps_at_once: steps whose views are made together; None = as many as the device likes.
+
+    Attributes:
+        notice: a sentence for the user where the images do not fit the device, else None.
     """
 
     def __init__(
-        self, images: ImageSet, views: dict[str, View], batch_size: int, seed: int, device: torch.device
+        self,
+        images: ImageSet,
+        views: dict[str, View],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        home: torch.device | None = None,
+        steps_at_once: int | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(images)} images")
-        self.images = images.images.to(device)
+        self.notice: str | None = None
+        if home is None:
+            # One image shown many times takes the memory of one.
+            needed = min(images.images.nbytes, images.images.untyped_storage().nbytes())
+            home, self.notice = image_home(needed, free_memory(device), device)
+        self.images = images.images.to(home)
         self.labels = images.labels.to(device)
         self.views = views
         self.batch_size = batch_size
         self.seed = seed
         self.steps_per_epoch = len(images) // batch_size
-        self._order: tuple[int, Tensor] | None = None
+        # Views that differ in name alone are made together.
+        self._names: dict[View, list[str]] = {}
+        for name, view in views.items():
+            self._names.setdefault(view, []).append(name)
+        together = batch_size * max(map(len, self._names.values()), default=1)
+        self._steps_at_once = steps_at_once or max(1, images_at_a_time(self.images.shape[1:], device) // together)
+        self._orders: dict[torch.device, tuple[int, Tensor]] = {}
+        self._made: tuple[int, range, dict[str, Tensor]] = -1, range(0), {}
+        self._sent: tuple[int, range, Tensor] | None = None
 
     def order(self, epoch: int) -> Tensor:
         """Return the epoch's order of sample ids, int64 ``[N]``."""
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.labels.numel(), self.seed, epoch, self.labels.device)
-        return self._order[1]
+        return self._order(epoch, self.labels.device)
 
     def load(self, epoch: int, step: int) -> Batch:
-        """Return batch ``step`` (0-based) of ``epoch``, with every view."""
+        """Return batch ``step`` (0-based) of ``epoch``, with every view; fastest in order."""
+        if self._made[0] != epoch or step not in self._made[1]:
+            self._make(epoch, self._steps_from(step))
+        _, steps, views = self._made
+        start = (step - steps.start) * self.batch_size
         ids = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        pixels = self.images[ids]
-        views = {
-            name: view(pixels, ids, self.seed, epoch, name).contiguous(memory_format=torch.channels_last)
-            for name, view in self.views.items()
-        }
-        return Batch(views, self.labels[ids], ids)
+        return Batch({n: v[start : start + self.batch_size] for n, v in views.items()}, self.labels[ids], ids)
+
+    def _steps_from(self, step: int) -> range:
+        return range(step, min(step + self._steps_at_once, self.steps_per_epoch))
+
+    def _make(self, epoch: int, steps: range) -> None:
+        """Make the views of some steps."""
+        self._made = -1, range(0), {}  # their memory is free for the next ones
+        wanted = slice(steps.start * self.batch_size, steps.stop * self.batch_size)
+        ids = self.order(epoch)[wanted]
+        if self._sent is not None and self._sent[:2] == (epoch, steps):
+            pixels = self._sent[2]
+        else:
+            pixels = self._pixels(self._order(epoch, self.images.device)[wanted])
+        self._sent = None
+        views: dict[str, Tensor] = {}
+        for view, names in self._names.items():
+            made = view(pixels, ids, self.seed, epoch, tuple(names))
+            views |= dict(zip(names, made.unbind(0), strict=True))
+        self._made = epoch, steps, {name: views[name] for name in self.views}
+        if self.images.device != self.labels.device and steps.stop < self.steps_per_epoch:
+            # While the device is busy, the host gathers what comes next.
+            later = self._steps_from(steps.stop)
+            there = self._order(epoch, self.images.device)
+            sent = self._pixels(there[later.start * self.batch_size : later.stop * self.batch_size])
+            self._sent = epoch, later, sent
+
+    def _pixels(self, ids: Tensor) -> Tensor:
+        """Return the images at ``ids``, which are where the images are, on the device."""
+        device = self.labels.device
+        if self.images.device == device:
+            return self.images.index_select(0, ids)
+        pinned = device.type == "cuda"  # what is not pinned, the host waits for
+        chosen = torch.empty(len(ids), *self.images.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+        return torch.index_select(self.images, 0, ids, out=chosen).to(device, non_blocking=True)
+
+    def _order(self, epoch: int, device: torch.device) -> Tensor:
+        known = self._orders.get(device)
+        if known is None or known[0] != epoch:
+            known = self._orders[device] = epoch, epoch_order(self.labels.numel(), self.seed, epoch, device)
+        return known[1]
 
     def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Tensor:
         """Return a view of the images at ``ids [M]`` outside any epoch, float32 ``[M, C, H, W]``.
 
         ``rounds [M]`` numbers the fresh views of one image; they are keyed as epochs before the first (-1, -2, ...).
         """
-        ids, rounds = ids.to(self.labels.device), rounds.to(self.labels.device)
+        there, device, rounds = ids.to(self.images.device), self.labels.device, rounds.cpu()
         out: Tensor | None = None
         for number in sorted(set(rounds.tolist())):
             at = (rounds == number).nonzero().squeeze(1)
-            made = self.views[view](self.images[ids[at]], ids[at], self.seed, -1 - int(number), view)
+            chosen = there[at.to(there.device)]
+            made = self.views[view](self._pixels(chosen), chosen.to(device), self.seed, -1 - int(number), view)
             out = made.new_empty(len(ids), *made.shape[1:]) if out is None else out
-            out[at] = made
+            out[at.to(device)] = made
         if out is None:
             raise ValueError("fetch needs at least one id")
         return out
 
     def close(self) -> None:
-        """Nothing runs beside the training that would have to end."""
+        """Nothing runs beside the training that would have to end; what was made ahead is given back."""
+        self._made, self._sent = (-1, range(0), {}), None

@@ -6,6 +6,7 @@ crops before, where the recipe says so, and normalises after.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,12 @@ from longtail.data.batch_augment import (
 )
 from longtail.data.rand_augment import rand_augment
 from longtail.errors import unknown_name
+
+_CACHED_BYTES = 3 << 20
+"""Of images on a CPU: 1024 of 32 x 32 x 3, 20 of 224 x 224 x 3. With their intermediate values they fit its cache."""
+
+_QUEUED_BYTES = 16 << 20
+"""Of images on an accelerator, which is busy with some thousand small images and has no use for more."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class View:
         return _RECIPES[self.recipe].crop
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, ids: Tensor, seed: int, epoch: int, stream: str) -> Tensor:
+    def __call__(self, images: Tensor, ids: Tensor, seed: int, epoch: int, stream: str | tuple[str, ...]) -> Tensor:
         """Return the augmented and normalised images.
 
         A recipe with a `crop` takes its box out of these images and enlarges it to their size.
@@ -135,21 +142,38 @@ class View:
             ids: int64 ``[B]``, the samples' ids, on the images' device.
             seed: the run's seed.
             epoch: the epoch.
-            stream: the view's name in the method, for instance "classifier", "query" or "key".
+            stream: the view's name in the method, for instance "classifier", "query" or "key". Several views that
+                share a recipe are made together by giving all their names, which costs less than one by one.
 
         Returns:
-            float32 ``[B, C, H, W]``. A sample's result depends on (seed, stream, epoch, id) alone, so it is
-            the same to the bit in any batch.
+            float32 ``[B, C, H, W]``, laid out ``channels_last``; with several names ``[V, B, C, H, W]``. A sample's
+            result depends on (seed, stream, epoch, id) alone, so it is the same to the bit in any batch.
 
         Raises:
             ValueError: the images are not uint8 ``[B, C, H, W]`` with as many channels as ``mean``, or the
                 ids do not fit them.
         """
         self._check(images, ids)
-        if self.crop is not None and len(images):
+        streams = (stream,) if isinstance(stream, str) else stream
+        batch, channels, height, width = images.shape
+        out = torch.empty(len(streams), batch, height, width, channels, device=images.device).permute(0, 1, 4, 2, 3)
+        # Few enough at a time to stay in a processor's cache, and enough that an operation's start does not count.
+        length = max(1, images_at_a_time(images.shape[1:], images.device) // len(streams))
+        for start in range(0, batch, length):
+            part = slice(start, start + length)
+            repeated = (len(streams), 1, 1, 1)
+            made = self._augmented(images[part].repeat(repeated), ids[part].repeat(len(streams)), seed, epoch, streams)
+            for target, source in zip(out[:, part], made.chunk(len(streams)), strict=True):
+                normalise(source, self.mean, self.std, target)
+        return out[0] if isinstance(stream, str) else out
+
+    def _augmented(self, images: Tensor, ids: Tensor, seed: int, epoch: int, streams: tuple[str, ...]) -> Tensor:
+        """Return the uint8 views of images that come once a stream."""
+        draws = Draws(seed=seed, epoch=epoch, stream=streams, ids=ids)
+        if self.crop is not None:
             heights, widths = (torch.full_like(ids, side) for side in images.shape[-2:])
-            images = resize_boxes(images, self.boxes(heights, widths, ids, seed, epoch, stream))
-        return self.normalise(self.augment(images, ids, seed, epoch, stream))
+            images = resize_boxes(images, random_boxes(heights, widths, draws, self.crop))
+        return _RECIPES[self.recipe].augment(images, draws)
 
     def boxes(self, heights: Tensor, widths: Tensor, ids: Tensor, seed: int, epoch: int, stream: str) -> Tensor:
         """Return the box of each image that the recipe's random resized crop keeps.
@@ -185,10 +209,14 @@ class View:
         self._check(images, ids)
         if not len(images):
             return images
+        images = images.contiguous()
         return _RECIPES[self.recipe].augment(images, Draws(seed=seed, epoch=epoch, stream=stream, ids=ids))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return uint8 ``images [B, C, H, W]`` as float32 with the data set's mean 0 and deviation 1."""
+        """Return uint8 ``images [B, C, H, W]`` as float32 with the data set's mean 0 and deviation 1.
+
+        The result lies ``channels_last``.
+        """
         return normalise(images, self.mean, self.std)
 
     def _check(self, images: Tensor, ids: Tensor) -> None:
@@ -200,6 +228,11 @@ class View:
             raise ValueError(
                 f"a view takes one id an image on the images' device, not {list(ids.shape)} on {ids.device}"
             )
+
+
+def images_at_a_time(shape: Sequence[int], device: torch.device) -> int:
+    """Return how many uint8 images of a shape ``[C, H, W]`` a device best augments in one go."""
+    return max(1, (_CACHED_BYTES if device.type == "cpu" else _QUEUED_BYTES) // math.prod(shape))
 
 
 def build_view(recipe: str, mean: Sequence[float], std: Sequence[float]) -> View:
