@@ -78,7 +78,8 @@ def _batches(
     if not isinstance(images, ImageFiles):
         raise ValueError(f"there is no way to read {type(images).__name__}")
     workers = default_workers(device) if workers is None else workers
-    yield from (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers))
+    pin = device.type != "cpu"
+    yield from (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers, pin=pin))
 
 
 def evaluate_classifier(
