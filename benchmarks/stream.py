@@ -6,9 +6,9 @@ Both read the same JPEG files of about 500x375, make the same three views at 224
 of them with grayscale and blur) and normalise; the reference decodes once too, and applies torchvision's transforms
 image by image. Without --workers all of it happens in one process of one thread, and what counts is that process's
 time on a core; with --workers N, that many processes decode, and the clock runs from the first batch to the last (the
-training's own process normalises meanwhile, in ours only). The two take turns; a ratio above 1 means that ours is faster. Then our time an image is taken apart: decoding, cropping and
-resizing, augmentation, normalisation. Without --folder the files are made: 1/f noise, about as costly to decode as a
-photograph.
+training's own process normalises meanwhile, in ours only). The two take turns; a ratio above 1 means that ours is
+faster. Then our time an image is taken apart: decoding, cropping and resizing, augmentation, normalisation. Without
+--folder the files are made: 1/f noise, about as costly to decode as a photograph.
 """
 
 from __future__ import annotations
