@@ -52,7 +52,7 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/precision.py
 	@$(BIN)/python benchmarks/digits.py
 	@$(BIN)/python benchmarks/index.py
-	@$(BIN)/python benchmarks/streaming.py
+	@$(BIN)/python benchmarks/stream.py
 	@$(BIN)/python benchmarks/predict.py
 	@$(BIN)/python benchmarks/prior_shift.py
 

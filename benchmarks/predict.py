@@ -27,7 +27,7 @@ from longtail.data.image_set import Framing
 from longtail.deployment.predict import predict
 from longtail.models import Classifier, build_classifier
 from longtail.training.run_folder import processor_name
-from streaming import make_photographs
+from stream import make_photographs
 
 BATCH = 64
 

@@ -24,7 +24,14 @@ from longtail.training.evaluation import evaluate_classifier, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.gallery import write_gallery
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_data import frame_for_run, notes_on_other_runs, read_other_data, read_run_data, read_splits
+from longtail.training.run_data import (
+    frame_for_run,
+    notes_on_other_runs,
+    read_other_data,
+    read_run_data,
+    read_splits,
+    within_memory,
+)
 from longtail.training.run_folder import (
     RunFolder,
     check_free,
@@ -163,15 +170,26 @@ def _choose(
     splits = read_splits(config, say)
     config, notes = resolve(config, splits)
     if resumed:
+        given = _as_begun(given, config)
         # Compared as resolved: a batch larger than the data, say, is the same smaller one again.
         asked, _ = resolve(replace_options(config, given), splits)
         check_same_options(config, {key: get_option(asked, key) for key in given}, Path(str(config.out)))
         return config, splits, notes
+    config, memory_notes = within_memory(config, splits)
     config, weight_notes = choose_pretrained(config, splits)
     train = splits.train
     train = replace(train, framed=chosen_framing(config)) if isinstance(train, ImageFiles) else train
     get_method(config.method).check(config, train)
-    return config, splits, [*notes, *weight_notes, *notes_on_other_runs(config, splits)]
+    return config, splits, [*notes, *memory_notes, *weight_notes, *notes_on_other_runs(config, splits)]
+
+
+def _as_begun(given: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Return what was given without a wish to keep pixels in memory, where a run began by streaming them.
+
+    They may have been too large then, with the same words; the run goes on as it began.
+    """
+    streamed = config.loading.resident is False
+    return {key: value for key, value in given.items() if not (streamed and key == "loading.resident" and value)}
 
 
 def _check_beside(out: Path, config: TrainConfig) -> None:
@@ -204,7 +222,8 @@ def _train_folds(
     firsts = []
     if resume and (out / "config.yaml").exists():
         # A batch larger than a fold was made smaller when the run was started.
-        same = {key: value for key, value in given.items() if key != "batch_size" or value <= (config.batch_size or 0)}
+        told = _as_begun(given, config)
+        same = {key: value for key, value in told.items() if key != "batch_size" or value <= (config.batch_size or 0)}
         check_same_options(config, same, out)
     else:
         # What cannot be dealt or trained is refused before anything is written: the first fold of each deal tells.
@@ -305,7 +324,7 @@ def evaluate(
         test = splits.test
     else:
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
-    evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers)
+    evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers, path)
     evaluated = with_validation(path, evaluated, classifier.logit_prior)
     if expected is not None:
         as_it_is, temperature = evaluated.figures, read_temperature(path)

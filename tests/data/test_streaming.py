@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from longtail.data import Framing, ImageFiles, build_view
+from longtail.data.decode import fit
 from longtail.data.framing import decode_all, frame_splits
 from longtail.data.image_set import DataSplits, PathTable
 from longtail.data.loading import ResidentLoader
@@ -195,3 +196,25 @@ def test_fingerprints_tell_content_labels_and_framing(files):
     }
     assert len(prints) == 6
     assert known.fingerprint() == dataclasses.replace(known, root="elsewhere").fingerprint()
+
+
+def test_frames_are_those_of_pillow_image_by_image(files):
+    # By hand, one image at a time: decode, cut the box out, resize; a centre crop where the recipe draws none.
+    views, ids = make_views(), torch.tensor([11, 3, 8, 0, 5])
+    side = needed_side(files.framing, views)
+    frames = frame_files(files, ids, views, side, 7, 2)
+    for position, index in enumerate(ids.tolist()):
+        image = Image.open(files.path(index)).convert("RGB")
+        for name, view in views.items():
+            if view.crop is None:
+                expected = fit(image, files.framing)
+            else:
+                size = (torch.tensor([length]) for length in (image.height, image.width))
+                left, top, width, height = view.boxes(*size, ids[position : position + 1], 7, 2, name)[0].tolist()
+                box = (left, top, left + width, top + height)
+                expected = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR, box=box))
+            np.testing.assert_array_equal(frames[name][position].permute(1, 2, 0), expected)
+    plain = frame_files(files, ids, {}, None)[""]
+    assert plain.is_contiguous(memory_format=torch.channels_last)  # as networks want them
+    assert torch.equal(plain, frames["key"])
+    assert all(made.is_contiguous() for made in frames.values())  # planes, as augmentation wants them

@@ -213,3 +213,50 @@ def test_figures_by_hand():
 def test_a_coverage_that_is_none_is_refused(coverage):
     with pytest.raises(ValueError, match="coverage"):
         conformal_thresholds(torch.zeros(1), torch.zeros(1, dtype=torch.int64), 2, coverage)
+
+
+def thresholds_in_a_loop(scores, labels, num_classes, coverage, groups, weights):
+    """Group by group and class by class, as the definition reads."""
+    found = []
+    for own_class in range(num_classes):
+        members = [i for i in range(len(labels)) if groups[labels[i]] == groups[own_class]]
+        members.sort(key=lambda i: scores[i])
+        total = sum(weights[labels[i]] for i in members) + weights[own_class]
+        reached, threshold = 0.0, math.inf
+        for i in members:
+            reached += weights[labels[i]]
+            if reached >= coverage * total * (1 - 1e-9):
+                threshold = scores[i]
+                break
+        found.append(threshold)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_many_groups_at_once_are_the_groups_one_by_one(seed):
+    generator = np.random.default_rng(seed)
+    classes, images, coverage = 30, 150, generator.choice([0.5, 0.8, 0.9])
+    labels = generator.integers(0, classes - 3, images)  # some classes without an image
+    scores = generator.permutation(images) / images
+    groups = generator.integers(0, 12, classes) * 7 - 20  # any numbers
+    weights = np.ones(classes) if seed % 2 else generator.choice([0.0, 0.25, 1.7, 3.1], classes)
+    found = conformal_thresholds(
+        *map(torch.from_numpy, (scores, labels)), classes, coverage, *map(torch.from_numpy, (groups, weights))
+    )
+    expected = thresholds_in_a_loop(scores, labels, classes, coverage, groups, weights)
+    known = weights > 0  # a class that never occurs has no threshold that matters
+    np.testing.assert_array_equal(found.numpy()[known], np.array(expected)[known])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rare_classes_join_one_after_the_other(seed):
+    generator = np.random.default_rng(seed)
+    held_out = torch.from_numpy(generator.integers(0, 14, generator.integers(1, 9)))
+    coverage = float(generator.choice([0.8, 0.9, 0.95, 0.99]))
+    needed, together = needed_images(coverage), held_out < needed_images(coverage)
+    for index in held_out.argsort(stable=True).tolist():
+        if not bool(together.any()) or int(held_out[together].sum()) >= needed:
+            break
+        together[index] = True
+    expected = torch.where(together, len(held_out), torch.arange(len(held_out)))
+    assert torch.equal(rare_together(held_out, coverage), expected)

@@ -338,7 +338,7 @@ def test_many_classes_stay_small(tmp_path: Path) -> None:
     ]
     small = make_run(tmp_path / "small", COUNTS, TESTS, NAMES)
     nothing = torch.empty(0, classes)
-    write_evaluation(tmp_path, Evaluation(small | {"classes": classes}, rows, nothing, torch.empty(0)))
+    write_evaluation(tmp_path, Evaluation(small | {"classes": classes}, rows, nothing, *torch.empty(3, 0)))
     path = write_report(tmp_path)
     assert path.stat().st_size < 2_000_000
     page = Page(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from longtail.data import DataSplits, ImageFiles, ImageSet, exponential_profile
 from longtail.data.image_set import PathTable
 from longtail.errors import UserError
 from longtail.options import make_config
-from longtail.training.defaults import describe, resolve
+from longtail.training.defaults import describe, pick_device, resolve
 
 
 def splits_of(counts, side, channels=3, views="cifar"):
@@ -198,3 +198,18 @@ def test_what_was_resolved_resolves_to_itself():
     for data in (files_of([30, 3], 12, 12), files_of([30, 3], 64, 64), files_of([300, 30], 375, 500)):
         config, _ = resolve(make_config({"data": "x", "device": "cpu"}), data)
         assert resolve(config, data)[0] == config
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta", "mps:7", "cuda:", ""])
+def test_a_device_that_is_not_there_is_told_in_one_short_sentence(name):
+    with pytest.raises(UserError) as told:
+        pick_device(name)
+    text = str(told.value)
+    assert text.startswith(f"--device {name}")
+    assert "use auto" in text
+    assert "\n" not in text
+    assert len(text) < 300  # torch lists every back end it was ever built for
+
+
+def test_there_is_one_cpu_whatever_its_number():
+    assert pick_device("cpu:3") == pick_device("cpu") == torch.device("cpu")

@@ -214,8 +214,8 @@ def gray_levels(values: NDArray[Any]) -> NDArray[np.uint8]:
     return rounded
 
 
-def fit(image: Image.Image, framing: Framing) -> NDArray[np.uint8]:
-    """Resize the shorter side to ``framing.resize`` and cut out the centre: uint8 ``[H, W, 3]``.
+def fit(image: Image.Image, framing: Framing, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Resize the shorter side to ``framing.resize`` and cut out the centre: uint8 ``[H, W, 3]``, in ``out`` if given.
 
     One antialiased resize reads only what the crop shows, so an image of 1 x 5000 pixels costs no more than others.
     Sizes and offsets are rounded as torchvision's Resize and CenterCrop round them. An image that already has the
@@ -229,10 +229,15 @@ def fit(image: Image.Image, framing: Framing) -> NDArray[np.uint8]:
     whole = (framing.resize, longer) if image.width <= image.height else (longer, framing.resize)  # width, height
     left, top = round((whole[0] - width) / 2), round((whole[1] - height) / 2)
     across, down = image.width / whole[0], image.height / whole[1]  # source pixels for one pixel here
-    return crop(image, (left * across, top * down, width * across, height * down), framing)
+    return crop(image, (left * across, top * down, width * across, height * down), framing, out)
 
 
-def crop(image: Image.Image, box: tuple[float, float, float, float], framing: Framing) -> NDArray[np.uint8]:
+def crop(
+    image: Image.Image,
+    box: tuple[float, float, float, float],
+    framing: Framing,
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
     """Resize a box of the image to ``framing.size`` with antialiasing: uint8 ``[H, W, 3]``.
 
     Args:
@@ -240,11 +245,16 @@ def crop(image: Image.Image, box: tuple[float, float, float, float], framing: Fr
         box: left, top, width and height, in pixels of ``image`` as it is (fewer where it was read at reduced size);
             fractions are fine. Filter taps at the border see the pixels next to the box.
         framing: the size and the interpolation.
+        out: where the pixels go, uint8 ``[H, W, 3]`` of any strides, which saves a copy; None = a new array.
     """
     left, top, width, height = box
     # A sum of fractions may pass the edge by a rounding error.
     corners = (max(0, left), max(0, top), min(left + width, image.width), min(top + height, image.height))
-    return np.array(image.resize(framing.size[::-1], _FILTERS[framing.interpolation], box=corners))
+    resized = image.resize(framing.size[::-1], _FILTERS[framing.interpolation], box=corners)
+    if out is None:
+        return np.array(resized)
+    out[...] = np.asarray(resized)
+    return out
 
 
 def reduced_side(framing: Framing, lowest_area: float | None = None) -> int:

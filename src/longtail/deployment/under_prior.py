@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from longtail.errors import UserError
-from longtail.metrics import GROUPS, MeanInterval, class_hits, predict_with_confidence
+from longtail.metrics import GROUPS, MeanInterval, class_hits
 from longtail.metrics.at_prior import accuracy_at_prior, finite_shift
+from longtail.metrics.inputs import row_blocks
 from longtail.metrics.paired import paired_by_image
 from longtail.models import Classifier
 from longtail.reporting.terminal import print_table
@@ -34,7 +35,7 @@ def evaluate_under_prior(
     temperature: float | None,
     edges: Sequence[int],
 ) -> Evaluation:
-    """Return an evaluation of the same test images with predictions shifted to ``prior [C]``.
+    """Return an evaluation of the same test images with predictions shifted to ``prior [C]``; its logits are not.
 
     To the logits (divided by ``temperature`` where one was fitted) log(prior) - log(logit_prior) is added. The test
     images stay as they are, so top-1 is that of their own mix of classes; the figure that belongs to the prior is
@@ -58,11 +59,12 @@ def evaluate_under_prior(
             f"--prior {named}: no class with a positive prior has a test image; name a prior that gives a "
             "tested class a positive weight."
         )
-    shifted = evaluation.logits.double() / (temperature or 1.0) + finite_shift(classifier.prior_shift(prior))
+    shift = finite_shift(classifier.prior_shift(prior))
+    shifted = (block / (temperature or 1.0) + shift for _, block in row_blocks(evaluation.logits))
     counts, labels = classifier.class_counts.cpu(), evaluation.labels
     names = classifier.class_names
-    result = summarise(shifted, labels, counts, prior, names, edges)
-    before, after = (predict_with_confidence(logits)[0] for logits in (evaluation.logits, shifted))
+    result = summarise(evaluation.logits, labels, counts, prior, names, edges, parts=shifted)
+    before, after = evaluation.predictions, result.predictions
     differences = paired_by_image(after == labels, before == labels, labels, counts, (edges[0], edges[1]))
     expected, as_it_was = (accuracy_at_prior(*class_hits(p, labels, len(names)), prior) for p in (after, before))
     record: dict[str, Any] = {

@@ -90,23 +90,26 @@ def conformal_thresholds(
     labels = checked_indices(labels, num_classes) if len(labels) else labels.long()
     if scores.shape != labels.shape or bool(scores.isnan().any()):
         raise ValueError(f"scores must be numbers of the shape {list(labels.shape)}, got {list(scores.shape)}.")
-    group = torch.zeros(num_classes, dtype=torch.int64) if groups is None else groups.cpu()
+    group = torch.zeros(num_classes, dtype=torch.int64)
+    if groups is not None:
+        group = torch.unique(groups.cpu(), return_inverse=True)[1]
     weight = torch.ones(num_classes, dtype=torch.float64)
     if weights is not None:
         weight = checked_class_vector(weights, num_classes, "weights")
+    # Group by group, each in order of its scores: group g's images are at edges[g]:edges[g + 1].
     order = scores.argsort()
+    order = order[group[labels[order]].argsort(stable=True)]
     scores, labels = scores[order], labels[order]
+    edges = torch.searchsorted(group[labels], torch.arange(int(group.max()) + 2))
+    # One running sum over all groups, which serves any number of them; what came before a group is taken off.
+    reached = torch.cat([weight.new_zeros(1), weight[labels].cumsum(0)])
+    start, end = edges[group], edges[group + 1]
+    before = reached[start]
+    total = reached[end] - before + weight
+    position = torch.searchsorted(reached[1:], before + (coverage - _SLACK) * total).maximum(start)
+    found = position < end
     thresholds = torch.full((num_classes,), math.inf, dtype=torch.float64)
-    by_class = group[labels]
-    for number in torch.unique(group).tolist():
-        members = by_class == number
-        known = scores[members]
-        reached = weight[labels[members]].cumsum(0)
-        classes = (group == number).nonzero().squeeze(1)
-        total = (reached[-1] if len(reached) else 0.0) + weight[classes]
-        position = torch.searchsorted(reached, coverage * total - _SLACK * total)
-        found = position < len(known)
-        thresholds[classes[found]] = known[position[found]]
+    thresholds[found] = scores[position[found]]
     return thresholds
 
 
@@ -121,12 +124,11 @@ def rare_together(held_out: Tensor, coverage: float) -> Tensor:
     """
     needed = needed_images(coverage)
     groups = torch.arange(len(held_out))
-    together = held_out < needed
-    for index in held_out.argsort(stable=True).tolist():
-        if not bool(together.any()) or int(held_out[together].sum()) >= needed:
-            break
-        together[index] = True
-    groups[together] = len(held_out)
+    order = held_out.argsort(stable=True)
+    rare = int((held_out < needed).sum())
+    if rare:
+        too_few = int((held_out[order].cumsum(0) < needed).sum())  # the rarest classes that together have not enough
+        groups[order[: max(rare, too_few + 1)]] = len(held_out)
     return groups
 
 

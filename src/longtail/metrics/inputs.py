@@ -72,13 +72,16 @@ def exact_mean(values: Tensor) -> float:
     return math.fsum(values.tolist()) / len(values)
 
 
-def row_blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows, logits[rows] in float64 on the CPU); ValueError for a logit that is not finite."""
+def row_blocks(logits: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, logits[rows] in float64 on the CPU); ValueError for a logit that is not finite.
+
+    With logits that are a part of all, `first` is the number of their first row, and `rows` count from there.
+    """
     rows = max(1, BLOCK_NUMBERS // logits.shape[1])
     for start in range(0, len(logits), rows):
-        part = slice(start, min(start + rows, len(logits)))
-        block = logits[part].detach().cpu().double()
+        part = slice(first + start, first + min(start + rows, len(logits)))
+        block = logits[start : start + rows].detach().cpu().double()
         if not bool(torch.isfinite(block).all()):
-            image = start + int((~torch.isfinite(block)).any(dim=1).nonzero()[0, 0])
+            image = part.start + int((~torch.isfinite(block)).any(dim=1).nonzero()[0, 0])
             raise ValueError(f"the logits of test image {image} hold a value that is not finite.")
         yield part, block

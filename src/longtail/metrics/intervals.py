@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
@@ -44,7 +45,7 @@ def wilson_interval(correct: int, total: int, level: float = LEVEL) -> tuple[flo
         raise ValueError(f"correct must lie in 0..total, got {correct} of {total}.")
     if total == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = _normal_quantile((1 + level) / 2)
     share = correct / total
     centre = share + z**2 / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
@@ -53,6 +54,12 @@ def wilson_interval(correct: int, total: int, level: float = LEVEL) -> tuple[flo
     low = 0.0 if correct == 0 else (centre - half) / scale
     high = 1.0 if correct == total else (centre + half) / scale
     return low, high
+
+
+@functools.cache
+def _normal_quantile(share: float) -> float:
+    # Asked for once a class.
+    return NormalDist().inv_cdf(share)
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> MeanInterval:

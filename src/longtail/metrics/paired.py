@@ -16,8 +16,8 @@ from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_index
 from longtail.metrics.inputs import checked_class_vector, checked_indices
 from longtail.metrics.intervals import LEVEL, RESAMPLES, MeanInterval, mean_interval
 
-# Classes drawn at a time: bounds memory at RESAMPLES x 2 x this many integers.
-_BLOCK_CLASSES = 512
+# Strata drawn at a time: bounds memory at RESAMPLES x 3 x this many integers.
+_BLOCK_STRATA = 512
 
 
 def paired_by_seed(one: Mapping[int, float | None], other: Mapping[int, float | None]) -> MeanInterval | None:
@@ -48,7 +48,8 @@ def paired_by_image(
     """Return the difference of two models on the same test images, with a percentile bootstrap interval.
 
     Images are resampled within their class, each with both models' answers. Of a class's images only three numbers
-    matter (right by the one alone, by the other alone, or neither), so a resampled class is one multinomial draw.
+    matter (right by the one alone, by the other alone, or neither), so a resampled class is one multinomial draw; so
+    are all classes together that are alike in them, of which a test set of 100,000 classes has few kinds.
 
     The interval speaks of new test images of the same classes, not of new training runs: two seeds of one method may
     well differ "clearly". Like every bootstrap it is too narrow where a class has few images (by (n - 1) / n in
@@ -87,15 +88,18 @@ def paired_by_image(
     generator = np.random.default_rng(seed)
     drawn_hits = np.zeros(resamples)
     drawn_recall = np.zeros((len(GROUPS), resamples))
-    for start in range(0, len(tested), _BLOCK_CLASSES):
-        block = tested[start : start + _BLOCK_CLASSES]
-        n, shares = images[block], np.stack([gained[block], lost[block]], axis=1) / images[block, None]
+    kinds = np.stack([group, images, gained, lost])[:, tested]
+    strata, alike = np.unique(kinds, axis=1, return_counts=True)
+    for start in range(0, strata.shape[1], _BLOCK_STRATA):
+        of_group, n, more, less = strata[:, start : start + _BLOCK_STRATA]
+        shares = np.stack([more, less], axis=1) / n[:, None]
         rest = np.clip(1 - shares.sum(axis=1, keepdims=True), 0, 1)
-        draws = generator.multinomial(n, np.concatenate([shares, rest], axis=1), size=(resamples, len(block)))
+        trials = alike[start : start + _BLOCK_STRATA] * n
+        draws = generator.multinomial(trials, np.concatenate([shares, rest], axis=1), size=(resamples, len(n)))
         net = (draws[..., 0] - draws[..., 1]).astype(np.float64)
         drawn_hits += net.sum(axis=1)
         for position in range(len(GROUPS)):
-            drawn_recall[position] += (net / n)[:, group[block] == position].sum(axis=1)
+            drawn_recall[position] += (net / n)[:, of_group == position].sum(axis=1)
 
     recall = (gained - lost)[tested] / images[tested]
     spread = (gained + lost > 0) & (np.maximum(gained, lost) < images)

@@ -14,20 +14,19 @@ from longtail.metrics.accuracy import (
     class_hits,
     harmonic_mean,
     macro_f1,
-    topk_accuracy,
     worst_class,
 )
 from longtail.metrics.calibration import (
     class_calibration_error,
     expected_calibration_error,
-    predict_with_confidence,
     reliability,
 )
 from longtail.metrics.confusion import confused_pairs, group_confusion, pair_counts
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
-from longtail.metrics.information import label_entropy_bits, mutual_information_bits
+from longtail.metrics.information import information_bits, label_entropy_bits
 from longtail.metrics.inputs import checked_class_vector, checked_logits
 from longtail.metrics.intervals import LEVEL, RESAMPLES, bootstrap_intervals, wilson_interval
+from longtail.metrics.per_image import PerImage, summarise_logits
 
 
 def evaluate_predictions(
@@ -61,23 +60,28 @@ def evaluate_predictions(
     Raises:
         ValueError: for an empty test set, labels out of range, shapes that differ or a logit not finite.
     """
-    labels = checked_logits(logits, labels)
-    num_classes = logits.shape[1]
+    checked_logits(logits, labels)
+    checked_class_vector(logit_prior, logits.shape[1], "logit_prior")
+    return figures_of(summarise_logits([logits], labels, logit_prior), class_counts, edges, seed)
+
+
+def figures_of(
+    seen: PerImage, class_counts: Tensor, edges: tuple[int, int] = GROUP_EDGES, seed: int = 0
+) -> dict[str, Any]:
+    """Return every figure of what was `seen` of a test set; arguments and record as in `evaluate_predictions`."""
+    labels, predictions, confidence, num_classes = seen.labels, seen.predictions, seen.confidence, seen.num_classes
     class_counts = checked_class_vector(class_counts, num_classes, "class_counts")
-    logit_prior = checked_class_vector(logit_prior, num_classes, "logit_prior")
-    predictions, confidence = predict_with_confidence(logits)
     right = predictions == labels
     correct, total = class_hits(predictions, labels, num_classes)
     recall = correct.double() / total.double()
     worst, worst_recall = worst_class(recall)
     bounds = bootstrap_intervals(correct, total, class_counts, edges, seed=seed)
-    prior_covers_test = bool((logit_prior[total > 0] > 0).all())
     return {
         "test_images": len(labels),
         "classes": num_classes,
         "tested_classes": int((total > 0).sum()),
         "top1": int(right.sum()) / len(labels),
-        "top5": topk_accuracy(logits, labels, 5) if num_classes > 5 else None,
+        "top5": int((seen.rank < 5).sum()) / len(labels) if num_classes > 5 else None,
         "balanced_accuracy": balanced_accuracy(recall),
         "groups": group_accuracy(recall, class_counts, edges),
         "group_edges": list(edges),
@@ -88,7 +92,7 @@ def evaluate_predictions(
         "ece": expected_calibration_error(confidence, right),
         "class_ece": class_calibration_error(confidence, right, labels, num_classes),
         "mutual_information_bits": (
-            mutual_information_bits(logits, labels, logit_prior) if prior_covers_test else None
+            None if seen.log_likelihood is None else information_bits(seen.log_likelihood, labels, num_classes)
         ),
         "label_entropy_bits": label_entropy_bits(labels, num_classes),
         "intervals": {
@@ -138,14 +142,21 @@ def per_class_table(
     Raises:
         ValueError: as in `evaluate_predictions`, or if there are not C names.
     """
-    labels = checked_logits(logits, labels)
-    num_classes = logits.shape[1]
+    checked_logits(logits, labels)
+    uniform = torch.ones(logits.shape[1])
+    return class_rows(summarise_logits([logits], labels, uniform), class_counts, class_names, edges)
+
+
+def class_rows(
+    seen: PerImage, class_counts: Tensor, class_names: Sequence[str], edges: tuple[int, int] = GROUP_EDGES
+) -> list[dict[str, Any]]:
+    """Return one row a class of what was `seen` of a test set; arguments and rows as in `per_class_table`."""
+    labels, predictions, num_classes = seen.labels, seen.predictions, seen.num_classes
     if len(class_names) != num_classes:
         raise ValueError(f"there are {len(class_names)} class names for {num_classes} classes.")
     train_images = checked_class_vector(class_counts, num_classes, "class_counts").long().tolist()
-    predictions, confidence = predict_with_confidence(logits)
     hits, images = class_hits(predictions, labels, num_classes)
-    confidence_sums = torch.bincount(labels, weights=confidence, minlength=num_classes).tolist()
+    confidence_sums = torch.bincount(labels, weights=seen.confidence, minlength=num_classes).tolist()
     groups = group_index(class_counts, edges).tolist()
     confused = _most_confused(predictions, labels, num_classes)
     rows: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,11 @@ from longtail.data import ImageFiles, ImageSet, LabelledImages
 from longtail.data.streaming import default_workers, plain_frames
 from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
-from longtail.metrics import (
-    GROUP_EDGES,
-    balanced_accuracy,
-    class_recall,
-    evaluate_predictions,
-    per_class_table,
-    predict_with_confidence,
-)
+from longtail.metrics import GROUP_EDGES, balanced_accuracy, class_recall
+from longtail.metrics.per_image import PerImage, summarise_logits
+from longtail.metrics.summary import class_rows, figures_of
 from longtail.models import Classifier
+from longtail.training.logit_store import logit_store
 
 _BATCH = 64
 _RESIDENT_BATCH = 1024
@@ -40,8 +36,10 @@ class Evaluation:
     Attributes:
         figures: the content of ``evaluation.json``.
         rows: those of ``per_class.csv``.
-        logits: float32 ``[N, C]``.
+        logits: float32 ``[N, C]``; many of them lie in a file, so read them a block of rows at a time.
         labels: int64 ``[N]``.
+        predictions: int64 ``[N]``, the class of the highest logit.
+        confidence: float64 ``[N]``, its softmax probability.
         files: paths of the images as listed; None if they were arrays.
     """
 
@@ -49,18 +47,36 @@ class Evaluation:
     rows: list[dict[str, Any]]
     logits: Tensor
     labels: Tensor
+    predictions: Tensor
+    confidence: Tensor
     files: list[str] | None = None
 
 
 def collect_logits(
-    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None = None
+    classifier: Classifier,
+    images: LabelledImages,
+    device: torch.device,
+    workers: int | None = None,
+    scratch: Path | None = None,
 ) -> Tensor:
     """Return logits ``[N, C]`` (float32, CPU) of every image, undisturbed by augmentation.
 
     Files that are not framed yet are brought to the size that the classifier was trained at; ``workers`` processes
-    decode them.
+    decode them. Logits of more than 1 GiB lie in a file without a name in ``scratch`` (see ``logit_store``).
     """
-    return torch.cat(list(_batches(classifier, images, device, workers)))
+    kept = logit_store(len(images), classifier.num_classes, scratch)
+    for _ in _stored(_batches(classifier, images, device, workers), kept):
+        pass
+    return kept
+
+
+def _stored(parts: Iterator[Tensor], into: Tensor) -> Iterator[Tensor]:
+    """Yield the parts of the logits, each once it is written to its rows of ``into [N, C]``."""
+    done = 0
+    for part in parts:
+        into[done : done + len(part)] = part
+        done += len(part)
+        yield part
 
 
 def _batches(
@@ -78,7 +94,8 @@ def _batches(
     if not isinstance(images, ImageFiles):
         raise ValueError(f"there is no way to read {type(images).__name__}")
     workers = default_workers(device) if workers is None else workers
-    yield from (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers))
+    pin = device.type != "cpu"
+    yield from (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers, pin=pin))
 
 
 def evaluate_classifier(
@@ -87,12 +104,16 @@ def evaluate_classifier(
     device: torch.device,
     edges: Sequence[int] = GROUP_EDGES,
     workers: int | None = None,
+    scratch: Path | None = None,
 ) -> Evaluation:
-    """Evaluate on ``images``; groups are by the model's training counts, with the edges (many above, few below)."""
-    logits = collect_logits(classifier, images, device, workers)
-    summary = summarise(
-        logits, images.labels, classifier.class_counts.cpu(), classifier.logit_prior.cpu(), images.class_names, edges
-    )
+    """Evaluate on ``images``; groups are by the model's training counts, with the edges (many above, few below).
+
+    Logits of more than 1 GiB lie in a file without a name in ``scratch`` (see ``logit_store``).
+    """
+    logits = logit_store(len(images), classifier.num_classes, scratch)
+    parts = _stored(_batches(classifier, images, device, workers), logits)
+    seen = summarise_logits(parts, images.labels, classifier.logit_prior.cpu())
+    summary = _evaluation(seen, logits, classifier.class_counts.cpu(), images.class_names, edges)
     paths = images.paths
     return summary if paths is None else replace(summary, files=[paths[index] for index in range(len(paths))])
 
@@ -104,18 +125,26 @@ def summarise(
     logit_prior: Tensor,
     class_names: Sequence[str],
     edges: Sequence[int] = GROUP_EDGES,
+    parts: Iterable[Tensor] | None = None,
 ) -> Evaluation:
-    """Return every figure of ``logits [N, C]`` for ``labels [N]``."""
+    """Return every figure of ``logits [N, C]`` for ``labels [N]``; of ``parts`` of ``[N, C]`` instead, if given."""
+    seen = summarise_logits([logits] if parts is None else parts, labels, logit_prior)
+    return _evaluation(seen, logits, class_counts, class_names, edges)
+
+
+def _evaluation(
+    seen: PerImage, logits: Tensor, class_counts: Tensor, class_names: Sequence[str], edges: Sequence[int]
+) -> Evaluation:
     many, few = edges
-    figures = evaluate_predictions(logits, labels, class_counts, logit_prior, (many, few))
+    figures = figures_of(seen, class_counts, (many, few))
     figures["selection"] = "last"
     figures["class_names"] = list(class_names)
     figures["class_counts"] = class_counts.tolist()
     worst = figures["worst_class"]["class"]
     figures["worst_class_name"] = class_names[worst]
-    figures["worst_class"]["test_images"] = int((labels == worst).sum())
-    rows = per_class_table(logits, labels, class_counts, class_names, (many, few))
-    return Evaluation(figures, rows, logits, labels)
+    figures["worst_class"]["test_images"] = int((seen.labels == worst).sum())
+    rows = class_rows(seen, class_counts, class_names, (many, few))
+    return Evaluation(figures, rows, logits, seen.labels, seen.predictions, seen.confidence)
 
 
 def quick_look(
@@ -132,8 +161,7 @@ def quick_look(
 
 def save_predictions(folder: Path, evaluation: Evaluation, keep_logits: bool) -> None:
     """Keep a test set's predicted classes, labels and file names, to compare runs; its logits too, to pool folds."""
-    predicted = predict_with_confidence(evaluation.logits)[0].int()
-    tensors = {"predicted": predicted, "labels": evaluation.labels}
+    tensors = {"predicted": evaluation.predictions.int(), "labels": evaluation.labels}
     if keep_logits:
         tensors["logits"] = evaluation.logits
     save_tensors(folder, PREDICTIONS, tensors, {} if evaluation.files is None else {"files": evaluation.files})

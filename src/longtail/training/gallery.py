@@ -12,7 +12,7 @@ from longtail.data import LabelledImages
 from longtail.data.thumbnails import pixels_of, thumbnail
 from longtail.errors import UserError
 from longtail.files import write_json
-from longtail.metrics import GROUPS, group_index, predict_with_confidence
+from longtail.metrics import GROUPS, group_index
 from longtail.models import Classifier
 from longtail.training.evaluation import Evaluation
 from longtail.training.neighbours import nearest, read_keys
@@ -34,7 +34,7 @@ def write_gallery(
         train: the images that it was trained on, in that order; empty if they are not what they were.
         test: the images of ``evaluation``.
     """
-    predictions, confidence = predict_with_confidence(evaluation.logits)
+    predictions, confidence = evaluation.predictions, evaluation.confidence
     many, few = evaluation.figures["group_edges"]
     group = group_index(classifier.class_counts.cpu(), (many, few))
     labels = evaluation.labels

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from longtail.config import TrainConfig
+from longtail.config import TrainConfig, replace_options
 from longtail.data import DataSplits, ImageFiles, LabelledImages, load_data
 from longtail.data.check_cache import default_cache
 from longtail.data.file_splits import FileChecks
 from longtail.data.framing import frame_splits
+from longtail.data.memory import available_bytes, too_large
 from longtail.data.sources import load_test_set
 from longtail.data.streaming import default_workers
 from longtail.errors import UserError
@@ -51,6 +52,18 @@ def notes_on_other_runs(config: TrainConfig, splits: DataSplits) -> list[str]:
                 + (", and epoch and temperature are chosen on images that it knows." if validated else ".")
             )
     return notes
+
+
+def within_memory(config: TrainConfig, splits: DataSplits) -> tuple[TrainConfig, list[str]]:
+    """Return resolved options under which the images fit into memory, and a note if they are streamed for that.
+
+    The one choice that looks at the machine. It is written to the run, so that the run goes on and is evaluated as it
+    began, wherever that happens.
+    """
+    if not config.loading.resident or not isinstance(splits.train, ImageFiles):
+        return config, []
+    note = too_large(splits, chosen_framing(config), available_bytes())
+    return (config, []) if note is None else (replace_options(config, {"loading.resident": False}), [note])
 
 
 def frame_for_run(config: TrainConfig, splits: DataSplits, say: ProgressReporter) -> DataSplits:

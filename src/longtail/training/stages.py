@@ -127,7 +127,7 @@ def run_stages(
                 calibrate(target, classifier, data.validation, device, workers, selected)
                 for note in validation_notes(target):
                     progress.say(f"{stage.name}: {note}")
-            evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers)
+            evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers, target)
             evaluated = with_validation(target, evaluated, classifier.logit_prior)
             evaluated = with_shortlists(target, evaluated, classifier.logit_prior)
             if stage is stages[-1]:
