@@ -41,7 +41,7 @@ def shortlist_notes(shortlist: Shortlist | None, coverage: float, prior: str) ->
     if shortlist is None:
         return []
     of = {"marginal": "all images", "class": "the images of each class", "prevalence": "all images"}[shortlist.kind]
-    frequent = "in the validation images" if prior == "none" else f"--prior {prior} says"
+    frequent = "in the training data" if prior == "none" else f"--prior {prior} says"
     where = "" if shortlist.kind == "class" else f", if classes are as frequent as {frequent}"
     return [f"shortlists hold the right class of {100 * coverage:g} % of {of}{where}.", *shortlist.notes]
 
