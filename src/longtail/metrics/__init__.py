@@ -26,7 +26,7 @@ from longtail.metrics.conformal import (
     set_figures,
     shortlists,
 )
-from longtail.metrics.confusion import confused_pairs, group_confusion
+from longtail.metrics.confusion import called_one_class, confused_pairs, group_confusion
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
@@ -45,6 +45,7 @@ __all__ = [
     "adjusted_logits",
     "balanced_accuracy",
     "bootstrap_intervals",
+    "called_one_class",
     "choose_strength",
     "class_calibration_error",
     "class_hits",
