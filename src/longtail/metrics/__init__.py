@@ -31,7 +31,7 @@ from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_i
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
 from longtail.metrics.post_hoc import adjusted_logits, choose_strength
-from longtail.metrics.prior_estimation import PriorEstimate, estimate_prior
+from longtail.metrics.prior_estimation import PriorEstimate, chance_error, estimate_prior
 from longtail.metrics.summary import evaluate_predictions, per_class_table
 from longtail.metrics.temperature import fit_temperature, negative_log_likelihood, prior_weights
 
@@ -46,6 +46,7 @@ __all__ = [
     "balanced_accuracy",
     "bootstrap_intervals",
     "called_one_class",
+    "chance_error",
     "choose_strength",
     "class_calibration_error",
     "class_hits",

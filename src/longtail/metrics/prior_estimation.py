@@ -35,6 +35,27 @@ class PriorEstimate:
     settled: bool
 
 
+def chance_error(prior: Tensor, images: int) -> float:
+    """Return how far a class prior estimated from so many images is off by chance, at the least.
+
+    That is the expected half sum of |estimated - true| (total variation) where each image tells its class for certain:
+    the estimate is then the shares of a multinomial draw, whose error in a class of share q is nearly normal with the
+    standard error sqrt(q (1 - q) / images), and sqrt(2 / pi) of that in the mean. Images that leave the class open
+    tell less, and probabilities that are not calibrated add an error of their own that no number of images removes.
+
+    As the true prior is not known, each class is given half an image beside those of the estimate (Krichevsky and
+    Trofimov 1981): of a class that the estimate rules out, a few images cannot know that it never occurs.
+
+    Args:
+        prior: ``[C]``, as estimated, sum 1.
+        images: from how many, at least 1.
+    """
+    prior = checked_class_vector(prior, prior.numel(), "prior")
+    share = (images * prior + 0.5) / (images + 0.5 * len(prior))
+    deviation = (share * (1 - share) / images).sqrt()
+    return math.sqrt(2 / math.pi) / 2 * math.fsum(deviation.tolist())
+
+
 def estimate_prior(
     logits: Tensor, base_prior: Tensor, tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
 ) -> PriorEstimate:

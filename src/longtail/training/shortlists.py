@@ -63,12 +63,14 @@ class HeldOut:
     """What a run keeps of its validation images.
 
     Attributes:
-        logits: ``[n, C]``, divided by the temperature.
+        logits: ``[n, C]``, as they were kept.
         labels: ``[n]``.
+        temperature: the logits are divided by it, a block at a time.
     """
 
     logits: Tensor
     labels: Tensor
+    temperature: float
 
 
 def read_held_out(folder: Path) -> HeldOut | None:
@@ -80,7 +82,7 @@ def read_held_out(folder: Path) -> HeldOut | None:
     if not (folder / f"{VALIDATION}.json").exists():
         return None
     logits, labels = load_predictions(folder, VALIDATION)
-    return HeldOut(logits / (read_temperature(folder) or 1.0), labels)
+    return HeldOut(logits, labels, read_temperature(folder) or 1.0)
 
 
 def calibrate_shortlist(
@@ -130,7 +132,7 @@ def calibrate_shortlist(
         scored, prevalence = train_shift, class_counts.double() / class_counts.sum()
     own = torch.cat(
         [
-            _scores(block, scored, prevalence).gather(1, labels[rows, None]).squeeze(1)
+            _scores(block / held_out.temperature, scored, prevalence).gather(1, labels[rows, None]).squeeze(1)
             for rows, block in row_blocks(held_out.logits)
         ]
     )
