@@ -161,38 +161,15 @@ def test_the_test_labels_choose_nothing(tmp_path, options, splits):
     assert (tmp_path / "a/per_class.csv").read_bytes() != (tmp_path / "b/per_class.csv").read_bytes()
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing may catch it and tidy up."""
-
-
-def test_a_crash_at_any_write_keeps_the_same_epoch(tmp_path, options, splits, monkeypatch):
-    config, real, calls, limit = options(optimiser__ema=0.8), os.replace, 0, 0
+def test_a_crash_at_any_write_keeps_the_same_epoch(tmp_path, options, splits, crash_at_every_write):
+    config = options(optimiser__ema=0.8)
     run(tmp_path / "whole", config, splits)
     expected = results(tmp_path / "whole")
     assert json.loads(expected["evaluation.json"])["selected"]["epoch"] < 4
-
-    def replace_file(source, target):
-        nonlocal calls
-        calls += 1
-        if calls == limit:
-            raise Killed
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_file)
-    crashed = 0
-    while True:
-        calls, limit = 0, limit + 1
-        path = tmp_path / f"crash-{limit}"
-        try:
-            run(path, config, splits)
-            break
-        except Killed:
-            crashed += 1
-        calls, keep = 10**9, limit
-        run(path, config, splits, resume=True)
-        assert results(path) == expected, f"crash at write {keep}"
     # config, four states of three files, environment, model, validation, calibration, table and evaluation.
-    assert crashed >= 18
+    least = 17
+    for path in crash_at_every_write(least, lambda path, resume: run(path, config, splits, resume=resume)):
+        assert results(path) == expected, path.name
 
 
 @pytest.mark.parametrize("step", [2, 8, 9, 15])
