@@ -48,12 +48,16 @@ check-report: $(READY) ## the pages that runs write, opened in headless Chromium
 
 bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/loss.py
+	@$(BIN)/python benchmarks/scaling.py
+	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/augment.py
-	@$(BIN)/python benchmarks/precision.py
-	@$(BIN)/python benchmarks/digits.py
-	@$(BIN)/python benchmarks/index.py
+	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/end_to_end.py
 	@$(BIN)/python benchmarks/stream.py
+	@$(BIN)/python benchmarks/classes.py
 	@$(BIN)/python benchmarks/predict.py
+	@$(BIN)/python benchmarks/index.py
+	@$(BIN)/python benchmarks/digits.py
 	@$(BIN)/python benchmarks/prior_shift.py
 
 clean: ## remove .venv and everything built

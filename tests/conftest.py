@@ -1,5 +1,7 @@
 """Small data and options that several tests train on; and what keeps tests off the network and the user's cache."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -166,3 +168,40 @@ def tiny_config(tiny_splits):
         return replace_options(resolve(make_config(options), tiny_splits)[0], {"out": "unused"})
 
     return build
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it and tidy up."""
+
+
+@pytest.fixture
+def crash_at_every_write(tmp_path, monkeypatch):
+    """Return a generator of runs that were killed at their first file's write, at the second's, ..., and then resumed.
+
+    It takes the number of writes that there must be more than, and ``run(path, resume)``; it yields each run's folder.
+    """
+
+    def crashes(least, run):
+        real, calls, limit = os.replace, 0, 0
+
+        def replace(source, target):
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                raise Killed
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        while True:
+            calls, limit = 0, limit + 1
+            path = tmp_path / f"crash-{limit}"
+            try:
+                run(path, resume=False)
+                break
+            except Killed:
+                calls = 10**9
+            run(path, resume=True)
+            yield path
+        assert limit - 1 > least
+
+    return crashes

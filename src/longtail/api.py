@@ -13,10 +13,10 @@ from longtail.deployment.priors import find_prior
 from longtail.deployment.under_prior import evaluate_under_prior, print_figures, print_under_prior
 from longtail.errors import UserError
 from longtail.files import as_json, check_output, write_output
-from longtail.methods import get_method
+from longtail.methods import get_method, is_read
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
-from longtail.reporting import fold_summary, summary, write_report
+from longtail.reporting import fold_summary, summary, warnings, write_report
 from longtail.training.calibration import read_temperature, with_validation
 from longtail.training.checkpoint import CheckpointFolder
 from longtail.training.defaults import choose_pretrained, chosen_framing, describe, pick_device, resolve
@@ -117,7 +117,10 @@ def train(
     check_free(out, resume, overwrite)  # told at once, not after a look at every image
     _check_beside(out, config)
     one = _train_one if config.folds is None or config.source.fold is not None else _train_folds
+    unread = [f"--{key}" for key in given if not is_read(config.method, key)]
     with say:
+        if unread:
+            say.say(f"not read by {config.method}, so without effect: {', '.join(unread)}.")
         return one(config, given, resume, overwrite, say)
 
 
@@ -158,6 +161,8 @@ def _train_one(
     finally:
         folder.close()
     say.say(summary(evaluation))
+    for line in warnings(evaluation):
+        say.say(line)
     result = Result(folder.path, evaluation)
     say.say(f"report: {result.report}")
     return result
@@ -254,6 +259,8 @@ def _train_folds(
         folder.close()
     result = Result(out, pooled.figures)
     say.say(fold_summary(pooled.figures))
+    for line in warnings(pooled.figures):
+        say.say(line)
     say.say(f"report: {result.report}")
     return result
 
@@ -310,6 +317,8 @@ def evaluate(
         write_evaluation(path, pooled)
         write_report(path)
         say.say(fold_summary(pooled.figures))
+        for line in warnings(pooled.figures):
+            say.say(line)
         if target is not None:
             write_output(target, as_json(pooled.figures))
         return Result(path, pooled.figures)
@@ -337,6 +346,8 @@ def evaluate(
             write_evaluation(path, evaluated, keep_logits=config.folds is not None)
             write_report(path)
         say.say(summary(evaluated.figures))
+        for line in warnings(evaluated.figures):
+            say.say(line)
         print_figures(say, evaluated.figures)
     if target is not None:
         write_output(target, as_json(evaluated.figures))

@@ -82,6 +82,41 @@ def test_file_cut_by_steps(tmp_path):
     assert splits.train.class_counts.tolist() == [40, 40, 10, 3]
 
 
+def test_the_same_pixels_in_an_array_file_are_in_one_fold(tmp_path):
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (24, 8, 8)).astype(np.uint8)
+    images[[5, 9, 20]] = images[2]
+    labels = np.arange(24) % 2
+    labels[[2, 5, 9, 20]] = 1
+    np.savez(
+        tmp_path / "a.npz",
+        train_images=images[:18], train_labels=labels[:18], test_images=images[18:], test_labels=labels[18:],
+    )  # fmt: skip
+    tested = []
+    for fold in range(3):
+        splits = load_data(str(tmp_path / "a.npz"), folds=3, source=DataOptions(fold=fold))
+        train, test = ({image.numpy().tobytes() for image in part.images} for part in (splits.train, splits.test))
+        assert not train & test
+        tested += [image.numpy().tobytes() for image in splits.test.images]
+        assert splits.notes == ()
+    assert sorted(tested) == sorted(image.tobytes() for image in images)
+
+
+def test_options_that_arrays_have_no_use_for_are_told(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (8, 8, 8)).astype(np.uint8)
+    arrays = {
+        "train_images": pixels,
+        "train_labels": np.arange(8) % 2,
+        "test_images": pixels,
+        "test_labels": [0, 1] * 4,
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    source = DataOptions(group_pattern="(x)", unknown_labels="skip", split_seed=3)
+    (note,) = load_data(str(tmp_path / "a.npz"), root="here", source=source).notes
+    assert note.endswith("without effect are --root, --source.group_pattern, --source.unknown_labels.")
+    assert load_data(str(tmp_path / "a.npz"), source=DataOptions(split_seed=3)).notes == ()
+
+
 def test_file_dealt_into_folds(tmp_path):
     _write(tmp_path / "a.npz", [9, 4, 2])
     whole = load_data(str(tmp_path / "a.npz"))

@@ -3,10 +3,12 @@
 import json
 import re
 import shlex
+from dataclasses import asdict
 
 import pytest
 import yaml
 
+from longtail.config import TrainConfig, replace_options
 from longtail.deployment.export import export
 from longtail.deployment.model_card import model_card
 from longtail.models import Classifier
@@ -40,7 +42,7 @@ def test_figures_are_the_records(run):
     value = 100 * record["balanced_accuracy"]
     assert re.search(rf"\| Balanced +\|.*\| +{value:.1f} \| +{100 * low:.1f} to {100 * high:.1f} \|", text)
     assert "| Few " in text
-    assert re.search(r"\| Few +\| +1 class with fewer than 20 training images \| +- \|", text)
+    assert re.search(r"\| Few +\| +0 tested of 1 class with fewer than 20 training images \| +- \|", text)
     assert "No test image, so nothing is known of 1 class: &lt;script&gt;" in text
     assert "193 training images, 42 test images" in text
     assert "7 epochs, seed 3" in text
@@ -75,6 +77,27 @@ def test_no_path_of_the_machine_and_no_tracking(run):
         "--teacher.pretrained": "weights.pth",
         "--seed": "3",
     }
+
+
+def test_the_command_leaves_out_what_the_method_does_not_read(run):
+    config = replace_options(
+        TrainConfig(data="photos", method="cross_entropy"),
+        {"queue.capacity": 77, "teacher.epochs": 5, "loss.scale": 4.0, "views.key": "none", "views.classifier": "none"},
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    text = card_of(run)
+    assert "--views.classifier none" in text
+    assert not re.search("--(queue|teacher|loss|views.key)", text)
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(config) | {"method": "someone_elses"}))
+    assert "--queue.capacity 77" in card_of(run)
+
+
+def test_a_model_of_one_answer_is_bad_at_the_rest(run):
+    record = json.loads((run / "evaluation.json").read_text())
+    assert "calls every" not in card_of(run)
+    record["one_class"] = {"class": 0, "called": 42, "others": 12, "others_called": 12}
+    (run / "evaluation.json").write_text(json.dumps(record))
+    assert "calls every test image 'cat': 42 of 42, and 12 of the 12 images that are of another class" in card_of(run)
 
 
 def test_names_stay_text(run):

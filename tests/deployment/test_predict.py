@@ -18,6 +18,7 @@ import longtail
 from longtail.data.image_set import Framing
 from longtail.deployment import predict as predict_module
 from longtail.deployment import result_table
+from longtail.deployment.predict_notes import estimate_notes
 from longtail.files import save_tensors, write_json
 from longtail.models import build_classifier
 
@@ -160,6 +161,21 @@ def test_temperature_and_prior(desk, run, photos):
     _, err = desk.run("predict", "run", *files, "--prior", "prior.csv")
     assert "temperature 2.5" in err
     assert "prior.csv" in err
+
+
+def test_an_estimate_from_few_images_is_said_to_be_unreliable(desk, run):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8, generator=generator).numpy()
+    for number, warned in ((6, True), (300, False)):
+        np.savez(desk.folder / "x.npz", images=images[:number])
+        out, err = desk.run("predict", "run", "x.npz", "--prior", "estimate", "--out", "few.csv", "--overwrite")
+        assert ("this estimate is unreliable: with 6 images of 3 classes" in out + err) == warned
+        assert ("unreliable" in out + err) == warned
+    (note,) = estimate_notes(torch.full((10,), 0.1), 20)
+    # 0.5 sqrt(2 / pi) sqrt(9 / 20) = 27 %; a tenth of it takes 7.2 times as many images.
+    assert "some 27 % of it lie on the wrong classes by chance alone" in note
+    assert "about 150 bring that to 10 %" in note
+    assert estimate_notes(torch.full((10,), 0.1), 150) == []
 
 
 def test_an_estimated_prior_is_told_saved_and_read_again(desk, run):
@@ -342,7 +358,9 @@ def test_shortlists_against_the_definition(desk, run, kind, prior):
     out, err = desk.run(*words, *(["--prior", prior] if prior else []))
     found = [{NAMES.index(name) for name in json.loads(line)["set"]} for line in out.splitlines()]
     assert labels.bincount().min() >= 4  # so that 4 of 4 are 5 x 0.8, and no class needs company
-    weights = None if prior is None else np.array([0.2, 0.3, 0.5])
+    # Without a prior it is the training data's; "class" promises to each class and needs none.
+    own = None if kind == "class" else np.array([0.6, 0.3, 0.1])
+    weights = own if prior is None else np.array([0.2, 0.3, 0.5])
     groups = [0, 1, 2] if kind == "class" else None
     prevalence = np.array([0.6, 0.3, 0.1]) if kind == "prevalence" else None
     asked = (0.8, weights, groups, prevalence)

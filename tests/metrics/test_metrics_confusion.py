@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
-from longtail.metrics import GROUPS, confused_pairs, group_confusion
+from longtail.metrics import GROUPS, called_one_class, confused_pairs, group_confusion
 from longtail.metrics.confusion import pair_counts
 
 
@@ -60,3 +60,26 @@ def test_groups_against_a_plain_count():
     moved = group_confusion(predictions, labels, counts, edges=(1000, 600))
     assert moved["few"]["images"] == 300
     assert moved["many"] == {"images": 0, "right": 0, "many": 0, "medium": 0, "few": 0}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "found"),
+    [
+        ("aaaaaaaaaa", "aaaaabbbcc", ("a", 10, 5, 5)),  # every image
+        ("a" * 18 + "bc", "b" * 10 + "c" * 10, ("a", 18, 20, 18)),  # nine in ten
+        ("a" * 17 + "bcc", "b" * 10 + "c" * 10, None),
+        ("a" * 19 + "bc", "a" + "b" * 10 + "c" * 10, ("a", 19, 20, 18)),
+        ("a" * 95 + "bbbbc", "a" * 95 + "bbbbc", None),  # all right, though nearly all are a
+        ("a" * 100, "a" * 95 + "bbbbc", ("a", 100, 5, 5)),  # 95 % right, and nothing learned
+        ("aaa", "aaa", None),  # one class was tested
+    ],
+)
+def test_a_model_that_calls_everything_one_class(predictions, labels, found):
+    guessed, true = (torch.tensor(["abc".index(sign) for sign in signs]) for signs in (predictions, labels))
+    names = ("class", "called", "others", "others_called")
+    expected = found and dict(zip(names, ("abc".index(found[0]), *found[1:]), strict=True))
+    # Counted once more, one image at a time.
+    top = Counter(predictions).most_common(1)[0][0]
+    others = [p for p, t in zip(predictions, labels, strict=True) if t != top]
+    assert (found is not None) == (bool(others) and others.count(top) >= 0.9 * len(others))
+    assert called_one_class(guessed, true, 3) == expected

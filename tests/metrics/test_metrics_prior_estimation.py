@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from longtail.metrics import estimate_prior
+from longtail.metrics import chance_error, estimate_prior
 
 
 def images_of(prior, number, seed, distance=2.0):
@@ -97,3 +97,21 @@ def test_no_shift_stays_and_extremes_do_not_overflow():
 def test_what_does_not_fit_is_refused(logits, base, naming):
     with pytest.raises(ValueError, match=naming):
         estimate_prior(logits, base)
+
+
+@pytest.mark.parametrize(
+    ("prior", "images"),
+    [(np.full(10, 0.1), 20), (np.full(10, 0.1), 649), (np.array([0.9, 0.05, 0.03, 0.02]), 300), (np.full(2, 0.5), 50)],
+)
+def test_the_error_by_chance_is_that_of_drawn_images(prior, images):
+    drawn = np.random.default_rng(0).multinomial(images, prior, size=4000) / images
+    error = 0.5 * np.abs(drawn - prior).sum(1).mean()
+    assert chance_error(torch.from_numpy(prior), images) == pytest.approx(error, rel=0.08)
+
+
+def test_a_class_that_is_ruled_out_by_few_images_still_counts():
+    alone = torch.tensor([1.0] + [0.0] * 9)
+    # By hand for 20 images: (20 + 0.5) / 25 for the class, 0.5 / 25 for each of nine others.
+    deviation = math.sqrt(0.82 * 0.18 / 20) + 9 * math.sqrt(0.02 * 0.98 / 20)
+    assert chance_error(alone, 20) == pytest.approx(math.sqrt(2 / math.pi) / 2 * deviation)
+    assert chance_error(alone, 20) > 0.1 > chance_error(alone, 200)

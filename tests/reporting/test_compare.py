@@ -322,3 +322,38 @@ def test_names_are_escaped_in_markdown(desk):
 def test_the_error_is_a_user_error_in_python_too():
     with pytest.raises(UserError):
         compare(["nowhere"])
+
+
+def test_two_seeds_are_said_to_say_little(seeds):
+    for ending in ("md", "html"):
+        out, _ = seeds.run("compare", "runs/ce-*", "runs/gml-*", "--out", f"three.{ending}")
+        assert "says little" not in out + Path(f"three.{ending}").read_text()
+        out, _ = seeds.run("compare", "runs/ce-seed[01]", "runs/gml-*", "--out", f"two.{ending}")
+        words = " ".join(f"{out} {Path(f'two.{ending}').read_text()}".split())
+        # Below the figures (ce has two seeds) and below the differences (two are shared), here and in the file.
+        assert words.count("2 seeds: the interval says little") == 4
+        assert f"{stats.t.ppf(0.975, 1):.1f} standard errors" in words
+        assert f"{stats.t.ppf(0.975, 2):.1f} with three seeds, {stats.t.ppf(0.975, 4):.1f} with five" in words
+
+
+def test_bits_below_zero_are_explained(desk):
+    good, bad = make_run(Path("a"), "gml", 0, 3.0), make_run(Path("b"), "cross_entropy", 0, -2.0)
+    assert figures(bad)["mutual_information_bits"] < 0 < figures(good)["mutual_information_bits"]
+    assert "below 0" in desk.run("compare", "a", "b")[0]
+    make_run(Path("c"), "cross_entropy", 1, 2.5)
+    assert "below 0" not in desk.run("compare", "a", "c")[0]
+
+
+def test_options_that_a_method_does_not_read_do_not_differ(desk):
+    make_run(Path("ce"), "cross_entropy", **{"queue.capacity": 8, "loss.temperature": 0.3, "loss.scale": 9.0})
+    make_run(Path("la"), "logit_adjustment", **{"queue.capacity": 9, "loss.scale": 16.0, "teacher.epochs": 3})
+    make_run(Path("gml"), "gml", **{"queue.capacity": 512, "loss.scale": 20.0})
+    found = compare(["ce", "la", "gml"], quiet=True)
+    assert found.options == {
+        "method": ["cross_entropy", "logit_adjustment", "gml"],
+        "loss.scale": ["not read", 16.0, 20.0],
+    }
+    # Runs of one method that differ in what it does not read are seeds of one another.
+    make_run(Path("ce1"), "cross_entropy", 1, **{"queue.capacity": 4})
+    (row,) = [row for row in compare(["ce", "ce1", "gml"], quiet=True).rows if len(row.seeds) == 2]
+    assert row.seeds == (0, 1)

@@ -313,9 +313,23 @@ def test_a_weak_run_is_not_believed():
 def test_long_tables_are_cut_in_the_middle(desk, make_photos):
     make_photos(desk.folder / "photos", {f"kind {k:02d}": 2 + k % 7 for k in range(40)})
     out, _ = desk.run("inspect", "photos")
-    assert re.search(r"^\.\.\. 10 classes of \d+ down to \d+ \.\.\.$", out, re.MULTILINE)
+    left_out = r"^\.\.\. left out here: 10 classes of \d+ down to \d+; the page has them all, and so has --json \.\.\.$"
+    assert re.search(left_out, out, re.MULTILINE)
+    assert len(re.findall(r"^kind \d\d ", out, re.MULTILINE)) == 30
+    assert "cut at" not in out
     assert "training images: number of classes" in out
     assert len(look(desk, "photos")["classes"]) == 40
+
+
+def test_long_names_are_cut_and_it_is_said(desk, make_photos):
+    make_photos(desk.folder / "photos", {"k" * 33: 4, "l" * 32: 3, "short": 2})
+    out, _ = desk.run("inspect", "photos")
+    assert "k" * 31 + "…" in out
+    assert "l" * 32 in out
+    assert "1 name cut at 32 characters" in out
+    page = (desk.folder / "inspect-photos.html").read_text()
+    assert "k" * 33 in page
+    assert "3 classes, largest first; a long table scrolls inside its box" in page
 
 
 def test_bins_of_class_sizes_hold_every_class():

@@ -18,11 +18,13 @@ import yaml
 
 from longtail.config import TrainConfig, replace_options
 from longtail.data.thumbnails import thumbnail
+from longtail.deployment.under_prior import print_figures
 from longtail.errors import UserError
 from longtail.metrics.folds import fold_figures
-from longtail.reporting import write_report
+from longtail.reporting import summary, warnings, write_report
 from longtail.reporting.svg import Scale, linear_scale, number, percent
 from longtail.training.evaluation import Evaluation, summarise, write_evaluation
+from longtail.training.progress import ProgressReporter
 
 DASH = "\u2013"
 EVIL = "<script>alert(1)</script>"
@@ -617,3 +619,46 @@ def test_a_changed_record_of_folds_is_refused(tmp_path: Path) -> None:
         (tmp_path / "evaluation.json").write_text(json.dumps(evaluation | {"folds": broken}))
         with pytest.raises(UserError, match=r"evaluation\.json cannot be read as figures over folds"):
             write_report(tmp_path)
+
+
+def test_a_run_that_calls_everything_one_class_says_so(run: Path) -> None:
+    assert "calls" not in read(run).text
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    logits = torch.zeros(40, 3)
+    logits[:39, 0] = 1.0
+    logits[39, 1] = 1.0
+    evaluation = summarise(logits, labels, torch.tensor([99, 9, 9]), torch.full((3,), 1 / 3), [EVIL, "b", "c"])
+    write_evaluation(run, evaluation)
+    said = f"calls nearly every test image '{EVIL}': 39 of 40, and 9 of the 10 images that are of another class"
+    assert f"the model {said}" in read(run).text
+    assert said in warnings(evaluation.figures)[0]
+    (run / "teacher").mkdir()
+    write_evaluation(run / "teacher", evaluation)
+    assert f"the teacher {said}" in read(run).text
+    older = {key: value for key, value in evaluation.figures.items() if key != "one_class"}
+    assert warnings(older) == []
+
+
+def test_bits_below_zero_are_explained_where_they_are_shown(run: Path) -> None:
+    full(run)
+    assert "below 0" not in read(run).text
+    write_log(run, [{"stage": "train", "epoch": 1, "bits": -0.4}, {"stage": "train", "epoch": 2, "bits": 0.1}])
+    assert read(run).text.count("below 0") == 1
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(evaluation | {"mutual_information_bits": -0.25}))
+    page = read(run)
+    assert page.text.count("below 0") == 2
+    assert "worse than the bare frequencies of the classes" in page.text
+
+
+def test_groups_with_untested_classes_say_so_in_every_place(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert {name: group["tested_classes"] for name, group in evaluation["groups"].items()} != {
+        name: group["classes"] for name, group in evaluation["groups"].items()
+    }
+    print_figures(ProgressReporter(), evaluation)
+    table, line, page = capsys.readouterr().out, summary(evaluation), read(run).text
+    assert "few 4 tested of 5" in " ".join(table.split())
+    assert re.search(r"few [0-9.]+ \(4 tested of 5\)", line)
+    assert "4 tested of 5 classes with fewer than 20 training images" in page
+    assert re.search(r"medium [0-9.]+ \(4\)", line)

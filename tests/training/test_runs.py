@@ -67,36 +67,12 @@ def test_same_seed_same_bytes_and_another_seed_another_model(finished, tmp_path,
     assert results(tmp_path / "other")["model.safetensors"] != expected["model.safetensors"]
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing may catch it and tidy up."""
-
-
-def test_a_crash_at_any_write_resumes_to_the_same_bytes(finished, tmp_path, tiny_splits, monkeypatch):
+def test_a_crash_at_any_write_resumes_to_the_same_bytes(finished, tiny_splits, crash_at_every_write):
     config, expected = finished
-    real, calls, limit = os.replace, 0, 0
-
-    def replace(source, target):
-        nonlocal calls
-        calls += 1
-        if calls == limit:
-            raise Killed
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    crashed = 0
-    while True:
-        calls, limit = 0, limit + 1
-        path = tmp_path / f"crash-{limit}"
-        try:
-            run(path, config, tiny_splits)
-            break
-        except Killed:
-            crashed += 1
-        calls, keep = 10**9, limit
-        run(path, config, tiny_splits, resume=True)
-        assert results(path) == expected, f"crash at write {keep}"
     # config, four epochs' states (three files each), two models and evaluations of several files each, environment.
-    assert crashed > 20
+    least = 20
+    for path in crash_at_every_write(least, lambda path, resume: run(path, config, tiny_splits, resume=resume)):
+        assert results(path) == expected, path.name
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])

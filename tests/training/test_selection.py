@@ -4,22 +4,26 @@ import json
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from longtail.data import ImageSet
 from longtail.errors import UserError
 from longtail.files import load_meta
 from longtail.methods.logit_adjustment import LogitAdjustment
 from longtail.metrics import fit_temperature, prior_weights
 from longtail.models import Classifier
+from longtail.training import evaluation as evaluating
 from longtail.training import stages
-from longtail.training.calibration import read_calibration, read_temperature, validation_notes
-from longtail.training.evaluation import load_predictions
+from longtail.training.calibration import calibrate, read_calibration, read_temperature, validation_notes
+from longtail.training.evaluation import load_predictions, summarise
 from longtail.training.guard import Interrupted
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder
+from longtail.training.shortlists import with_shortlists
 from longtail.training.stages import run_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,38 +161,15 @@ def test_the_test_labels_choose_nothing(tmp_path, options, splits):
     assert (tmp_path / "a/per_class.csv").read_bytes() != (tmp_path / "b/per_class.csv").read_bytes()
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing may catch it and tidy up."""
-
-
-def test_a_crash_at_any_write_keeps_the_same_epoch(tmp_path, options, splits, monkeypatch):
-    config, real, calls, limit = options(optimiser__ema=0.8), os.replace, 0, 0
+def test_a_crash_at_any_write_keeps_the_same_epoch(tmp_path, options, splits, crash_at_every_write):
+    config = options(optimiser__ema=0.8)
     run(tmp_path / "whole", config, splits)
     expected = results(tmp_path / "whole")
     assert json.loads(expected["evaluation.json"])["selected"]["epoch"] < 4
-
-    def replace_file(source, target):
-        nonlocal calls
-        calls += 1
-        if calls == limit:
-            raise Killed
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_file)
-    crashed = 0
-    while True:
-        calls, limit = 0, limit + 1
-        path = tmp_path / f"crash-{limit}"
-        try:
-            run(path, config, splits)
-            break
-        except Killed:
-            crashed += 1
-        calls, keep = 10**9, limit
-        run(path, config, splits, resume=True)
-        assert results(path) == expected, f"crash at write {keep}"
     # config, four states of three files, environment, model, validation, calibration, table and evaluation.
-    assert crashed >= 18
+    least = 17
+    for path in crash_at_every_write(least, lambda path, resume: run(path, config, splits, resume=resume)):
+        assert results(path) == expected, path.name
 
 
 @pytest.mark.parametrize("step", [2, 8, 9, 15])
@@ -219,6 +200,48 @@ def test_changed_validation_images_are_noticed(tmp_path, options, splits):
 
 
 # --- Calibration
+
+
+@pytest.fixture
+def scattered():
+    """A fixed linear model of 5 classes that is often wrong, 400 images, and what it says of them."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.multinomial(torch.tensor([0.5, 0.25, 0.13, 0.08, 0.04]), 400, True, generator=generator)
+    images = torch.randint(0, 256, (400, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    logits = 6 * torch.randn(400, 5, generator=generator) - 40
+    logits[torch.arange(400), labels] += 5
+    return images, labels, logits
+
+
+def test_large_logits_take_half_the_memory_and_say_the_same(tmp_path, monkeypatch, scattered):
+    images, labels, logits = scattered
+    names, prior = tuple("abcde"), torch.full((5,), 0.2)
+    model = SimpleNamespace(num_classes=5, class_names=names, logit_prior=torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]))
+    counts = torch.tensor([200, 100, 52, 32, 16])
+    monkeypatch.setattr(evaluating, "_batches", lambda *_: iter(logits.split(64)))
+    # Images of their own: one that itself set a threshold lies on it to the last bit.
+    moved = logits.flip(0) + torch.rand(400, 5, generator=torch.Generator().manual_seed(3))
+    tests = summarise(moved, labels.flip(0), counts, prior, names)
+    found = {}
+    for name, most in (("whole", 4 * 400 * 5), ("half", 4 * 400 * 5 - 1)):
+        monkeypatch.setattr(evaluating, "MOST_BYTES", most)
+        (tmp_path / name).mkdir()
+        calibrate(tmp_path / name, model, ImageSet(images, labels, names), torch.device("cpu"), 0, None)
+        kept = load_predictions(tmp_path / name, "validation")[0]
+        shortlists = with_shortlists(tmp_path / name, tests, model.logit_prior).figures["conformal"]["kinds"]
+        found[name] = kept, read_calibration(tmp_path / name), shortlists
+    assert torch.equal(found["whole"][0], logits)
+    assert found["half"][0].dtype == torch.float16
+    assert found["half"][0].nbytes == 400 * 5 * 2
+    torch.testing.assert_close(found["half"][0].double().softmax(1), logits.double().softmax(1), atol=3e-4, rtol=0)
+    one, two = found["whole"][1], found["half"][1]
+    assert two["temperature"] == pytest.approx(one["temperature"], rel=1e-3)
+    assert two["nll"] == pytest.approx(one["nll"], rel=1e-3)
+    assert two["ece"] == pytest.approx(one["ece"], abs=2e-3)
+    assert (two["tau"], two["images"]) == (one["tau"], 400)
+    for kind, figures in found["whole"][2].items():
+        for key in ("coverage", "macro_coverage", "mean_size"):
+            assert found["half"][2][kind][key] == pytest.approx(figures[key], abs=0.01), (kind, key)
 
 
 def test_calibration_is_the_fit_on_the_validation_logits_weighted_to_the_prior_of_the_softmax(

@@ -21,7 +21,7 @@ from longtail.data.listing import Listing
 from longtail.data.manifest import check_exists, read_manifest
 from longtail.data.published import PUBLISHED, read_published
 from longtail.data.split_list import read_split_list
-from longtail.data.splits import fold_of
+from longtail.data.splits import fold_of, pixel_keys, tie_duplicates
 from longtail.data.validation import hold_out_validation
 from longtail.errors import UserError, unknown_name
 from longtail.option_groups import DataOptions
@@ -55,6 +55,12 @@ _SOURCES: dict[str, Callable[[float, str, str], DataSplits]] = {
 def source_names() -> list[str]:
     """Return the data sets that ``load_data`` knows by name."""
     return sorted([*_SOURCES, *PUBLISHED])
+
+
+_OF_FILES = (
+    "test_share path_column label_column split_column group_column group_pattern labels unknown_labels check".split()
+)
+"""Options of ``--source`` that arrays have no use for."""
 
 
 def load_data(
@@ -101,6 +107,7 @@ def load_data(
         if listing is None:
             splits = load_arrays(Path(data).expanduser())
             splits = splits if folds is None else _fold_arrays(splits, folds, source)
+            splits = replace(splits, notes=(*splits.notes, *_without_effect(root, source)))
         else:
             splits = split_files(listing, folds, source, checks or FileChecks())
         if data in PUBLISHED:
@@ -193,6 +200,14 @@ def _listing(
     return listing
 
 
+def _without_effect(root: str | None, source: DataOptions) -> list[str]:
+    """Return a sentence that names the options that are given and speak of files, which arrays are not."""
+    usual = DataOptions()
+    given = [f"--source.{name}" for name in _OF_FILES if getattr(source, name) != getattr(usual, name)]
+    given = [*(["--root"] if root is not None else []), *given]
+    return [f"arrays have no files, paths or columns: without effect are {', '.join(given)}."] if given else []
+
+
 def _fold_arrays(splits: DataSplits, folds: int, source: DataOptions) -> DataSplits:
     """Deal all images of an array file out anew."""
     assert isinstance(splits.train, ImageSet)
@@ -201,7 +216,8 @@ def _fold_arrays(splits: DataSplits, folds: int, source: DataOptions) -> DataSpl
     whole = replace(splits.train, images=images, labels=torch.cat([splits.train.labels, splits.test.labels]))
     fold = source.fold or 0
     seed = derive_seed(source.split_seed, "repeat", fold // folds)
-    in_fold = fold_of(whole.labels, torch.arange(len(whole)), folds, seed) == fold % folds
+    together = tie_duplicates(None, pixel_keys(images))  # the same pixels must not train and test
+    in_fold = fold_of(whole.labels, torch.arange(len(whole)), folds, seed, together) == fold % folds
     train = whole.subset((~in_fold).nonzero().squeeze(1))
     mean, std = pixel_statistics(train.images)
     return replace(

@@ -34,6 +34,12 @@ def path_keys(paths: Sequence[str]) -> Tensor:
     return torch.from_numpy(words.astype(np.int64))
 
 
+def pixel_keys(images: Tensor) -> Tensor:
+    """Return int64 ``[N]``, a 64-bit BLAKE2b hash of the pixels of each of ``images`` (uint8 ``[N, C, H, W]``)."""
+    words = b"".join(hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.numpy())
+    return torch.from_numpy(np.frombuffer(words, dtype="<i8").astype(np.int64))
+
+
 def hold_out(labels: Tensor, keys: Tensor, share: float, seed: int, groups: Tensor | None = None) -> Tensor:
     """Return which images to test on, bool ``[N]``.
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from longtail.data.arrays import pixel_statistics
 from longtail.data.image_set import DataSplits, ImageFiles, ImageSet, LabelledImages
 from longtail.data.keyed import derive_seed
-from longtail.data.splits import path_keys, spare, tie_duplicates
+from longtail.data.splits import path_keys, pixel_keys, spare, tie_duplicates
 from longtail.errors import UserError, counted
 from longtail.option_groups import DataOptions
 
@@ -68,8 +65,7 @@ def _keys_and_groups(train: LabelledImages, groups: Tensor | None) -> tuple[Tens
     if not isinstance(train, ImageSet):
         raise ValueError(f"there is no way to split {type(train).__name__}")
     # Positions change with an imbalance cut; pixels do not.
-    words = b"".join(hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in train.images.numpy())
-    digests = torch.from_numpy(np.frombuffer(words, dtype="<i8").astype(np.int64))
+    digests = pixel_keys(train.images)
     return digests, tie_duplicates(groups, digests)
 
 

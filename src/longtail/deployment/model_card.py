@@ -16,6 +16,7 @@ from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
 from longtail.reporting.charts import FEW_IMAGES
 from longtail.reporting.headline import group_sizes
+from longtail.reporting.in_words import classes_tested, warnings
 from longtail.reporting.markdown import escape, table
 from longtail.reporting.report import METHODS
 from longtail.reporting.reproduce import reproduce_command
@@ -132,8 +133,9 @@ def _figures(records: RunRecords) -> str:
     named = [("Top-1", evaluation["top1"], "top1", "all test images")]
     named.append(("Balanced", evaluation["balanced_accuracy"], "balanced_accuracy", "every class weighs the same"))
     for group in GROUPS:
-        count = counted(evaluation["groups"][group]["classes"], "class", "classes")
-        about = f"{count} with {sizes[group]} training images"
+        figures = evaluation["groups"][group]
+        word = "class" if figures["classes"] == 1 else "classes"
+        about = f"{classes_tested(figures)} {word} with {sizes[group]} training images"
         named.append((group.capitalize(), evaluation["groups"][group]["accuracy"], group, about))
     rows = [[name, about, _percent(value), _interval(bounds.get(key))] for name, value, key, about in named]
     chosen = evaluation.get("selected")
@@ -164,7 +166,8 @@ def _weaknesses(records: RunRecords) -> str:
         ]
         for row in worst
     ]
-    lines = [table(["worst class", "training images", "right", "95 % interval", "most often taken for"], rows), ""]
+    lines = [*(escape(line) + "\n" for line in warnings(records.evaluation or {}))]
+    lines += [table(["worst class", "training images", "right", "95 % interval", "most often taken for"], rows), ""]
     untested = [row.name for row in records.classes if row.test_images == 0]
     thin = [row for row in tested if row.test_images < FEW_IMAGES]
     if untested:

@@ -15,7 +15,7 @@ from longtail.data.streaming import default_workers
 from longtail.deployment.answers import AnswerForm, Tally
 from longtail.deployment.image_inputs import find_images
 from longtail.deployment.logit_stream import ScoredBatch, score_images
-from longtail.deployment.predict_notes import probability_notes, shortlist_notes, summary
+from longtail.deployment.predict_notes import estimate_notes, probability_notes, shortlist_notes, summary
 from longtail.deployment.priors import find_prior, write_prior
 from longtail.deployment.result_table import SET_MARK, ResultTable, choose_format
 from longtail.deployment.run_records import load_classifier
@@ -226,4 +226,6 @@ def _estimated(batches: Sequence[ScoredBatch], classifier: Classifier, say: Prog
     say.say(f"prior estimated from {counted(len(logits), 'image')}: {shown}{more}.")
     if not found.settled:
         say.say("the estimate had not settled when it was stopped; more images, or calibrated probabilities, help.")
+    for note in estimate_notes(found.prior, len(logits)):
+        say.say(note)
     return found.prior

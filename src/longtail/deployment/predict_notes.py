@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,10 +10,14 @@ from torch import Tensor
 
 from longtail.deployment.answers import AnswerForm, Tally
 from longtail.errors import counted
+from longtail.metrics import chance_error
 from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
 from longtail.training.calibration import CALIBRATION
 from longtail.training.shortlists import Shortlist
+
+MOST_CHANCE_ERROR = 0.1
+"""Expected half sum of |estimated - true prior|, by chance alone, from which an estimate is said to be unreliable."""
 
 
 def probability_notes(folder: Path, classifier: Classifier, temperature: float | None, prior: str) -> list[str]:
@@ -36,12 +41,26 @@ def probability_notes(folder: Path, classifier: Classifier, temperature: float |
     return [f"{calibrated}, and hold where classes are {classes}."]
 
 
+def estimate_notes(prior: Tensor, images: int) -> list[str]:
+    """Return a warning where a ``prior`` estimated from so many images is off by more than a tenth by chance alone."""
+    error = chance_error(prior, images)
+    if error <= MOST_CHANCE_ERROR:
+        return []
+    wanted = math.ceil(images * (error / MOST_CHANCE_ERROR) ** 2 / 10) * 10
+    given = f"{counted(images, 'image')} of {counted(len(prior), 'class', 'classes')}"
+    return [
+        f"this estimate is unreliable: with {given}, some "
+        f"{100 * error:.0f} % of it lie on the wrong classes by chance alone, even where every image is plain. Give "
+        f"more images (about {wanted} bring that to {100 * MOST_CHANCE_ERROR:.0f} %), or a prior that you know."
+    ]
+
+
 def shortlist_notes(shortlist: Shortlist | None, coverage: float, prior: str) -> list[str]:
     """Return what shortlists promise, and what they do not."""
     if shortlist is None:
         return []
     of = {"marginal": "all images", "class": "the images of each class", "prevalence": "all images"}[shortlist.kind]
-    frequent = "in the validation images" if prior == "none" else f"--prior {prior} says"
+    frequent = "in the training data" if prior == "none" else f"--prior {prior} says"
     where = "" if shortlist.kind == "class" else f", if classes are as frequent as {frequent}"
     return [f"shortlists hold the right class of {100 * coverage:g} % of {of}{where}.", *shortlist.notes]
 

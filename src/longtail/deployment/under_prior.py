@@ -15,6 +15,7 @@ from longtail.metrics.at_prior import accuracy_at_prior, finite_shift
 from longtail.metrics.inputs import row_blocks
 from longtail.metrics.paired import paired_by_image
 from longtail.models import Classifier
+from longtail.reporting.in_words import classes_tested
 from longtail.reporting.terminal import print_table
 from longtail.training.evaluation import Evaluation, summarise
 from longtail.training.progress import ProgressReporter
@@ -85,8 +86,8 @@ def print_figures(say: ProgressReporter, figures: dict[str, Any]) -> None:
     rows = []
     for key in ("top1", "balanced_accuracy", *GROUPS):
         value = figures["groups"][key]["accuracy"] if key in GROUPS else figures[key]
-        classes = figures["groups"][key] if key in GROUPS else {"tested_classes": figures["tested_classes"]}
-        rows.append([_NAMES[key], str(classes["tested_classes"]), _cell(value, figures["intervals"].get(key))])
+        of = classes_tested(figures["groups"][key] if key in GROUPS else figures)
+        rows.append([_NAMES[key], of, _cell(value, figures["intervals"].get(key))])
     print_table(say, f"{figures['test_images']} test images", ["figure", "classes tested", "per cent [95 %]"], rows)
 
 

@@ -72,6 +72,7 @@ class ClassQueue(nn.Module):
 
     Attributes:
         class_counts: int64 ``[C]``.
+        longest: slots of the longest class, on the host.
         lengths: slots of each class, int64 ``[C]`` (see :func:`queue_lengths`).
         offsets: first slot of each class and, last, the capacity, int64 ``[C + 1]``.
         features: float32 ``[capacity, dim]``, zero where not filled.
@@ -105,6 +106,7 @@ class ClassQueue(nn.Module):
         super().__init__()
         lengths = queue_lengths(class_counts, capacity, min_per_class)
         self.num_classes, self.capacity, self.dim = len(lengths), capacity, dim
+        self.longest = int(lengths.max())
         self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.int64).cpu().clone())
         self.register_buffer("lengths", lengths)
         self.register_buffer("offsets", torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))

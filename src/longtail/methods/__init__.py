@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longtail.errors import unknown_name
-from longtail.methods.base import Fetch, Method, MethodContext, Stage
+from longtail.methods.base import OWN_OPTIONS, Fetch, Method, MethodContext, Stage
 from longtail.methods.gml import GML
 from longtail.methods.logit_adjustment import CrossEntropy, LogitAdjustment
 
@@ -21,6 +21,14 @@ def get_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
+def is_read(method: str, option: str) -> bool:
+    """Return whether a run of the method registered as ``method`` reads the option with the dotted name ``option``.
+
+    Of a method that is not registered here (the run is someone else's) nothing is known: all is taken to be read.
+    """
+    return not option.startswith(OWN_OPTIONS) or method not in METHODS or METHODS[method].reads(option)
+
+
 __all__ = [
     "GML",
     "METHODS",
@@ -31,4 +39,5 @@ __all__ = [
     "MethodContext",
     "Stage",
     "get_method",
+    "is_read",
 ]

@@ -14,6 +14,9 @@ from longtail.data import LabelledImages
 from longtail.data.loading import Batch
 from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim, load_weights
 
+OWN_OPTIONS = ("views.", "loss.", "queue.", "teacher.")
+"""Groups of options that belong to methods and not to every run."""
+
 Fetch = Callable[[str, Tensor, Tensor], Tensor]
 """``fetch(view name, ids [M], rounds [M]) -> images [M, C, H, W]``: views made outside any epoch."""
 
@@ -135,6 +138,15 @@ class Method(nn.Module):
         """Return the stages that a run of this method (registered as ``name``) consists of; the last is the result."""
         weights = config.pretrained or "none"
         return [Stage("train", name, resolved(config.backbone), resolved(config.epochs), weights=weights)]
+
+    @classmethod
+    def reads(cls, option: str) -> bool:
+        """Return whether a run of this method reads the option with that dotted name.
+
+        Asked only of :data:`OWN_OPTIONS`: every run reads the others. What is not read is neither told as a difference
+        between runs nor part of the command that trains a run again. Default: all are read.
+        """
+        return True
 
     @classmethod
     def build(cls, context: MethodContext) -> Method:

@@ -190,6 +190,7 @@ class GML(Method):
                 query_ids=batch.ids,
                 key_ids=self.queue.ids,
                 key_mask=self.queue.filled,
+                longest_class=self.queue.longest,
             )
         if self.options.distillation_weight:
             teacher_logits = self.teacher.logits(batch.views["classifier"])

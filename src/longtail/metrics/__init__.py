@@ -26,12 +26,12 @@ from longtail.metrics.conformal import (
     set_figures,
     shortlists,
 )
-from longtail.metrics.confusion import confused_pairs, group_confusion
+from longtail.metrics.confusion import called_one_class, confused_pairs, group_confusion
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
 from longtail.metrics.post_hoc import adjusted_logits, choose_strength
-from longtail.metrics.prior_estimation import PriorEstimate, estimate_prior
+from longtail.metrics.prior_estimation import PriorEstimate, chance_error, estimate_prior
 from longtail.metrics.summary import evaluate_predictions, per_class_table
 from longtail.metrics.temperature import fit_temperature, negative_log_likelihood, prior_weights
 
@@ -45,6 +45,8 @@ __all__ = [
     "adjusted_logits",
     "balanced_accuracy",
     "bootstrap_intervals",
+    "called_one_class",
+    "chance_error",
     "choose_strength",
     "class_calibration_error",
     "class_hits",

@@ -26,8 +26,8 @@ class ReliabilityBin(TypedDict):
     accuracy: float | None
 
 
-def predict_with_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the predicted class [N] int64 and its softmax probability [N] float64, of logits [N, C].
+def predict_with_confidence(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the predicted class [N] int64 and its probability [N] float64, softmax(logits [N, C] / temperature).
 
     Of equal logits the first class wins. Raises ValueError for another shape or a logit that is not finite.
     """
@@ -38,7 +38,7 @@ def predict_with_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     for rows, block in row_blocks(logits):
         predictions[rows] = block.argmax(dim=1)
         # The winner's logit is the row's maximum, so its probability is one over the normaliser.
-        confidence[rows] = 1 / (block - block.amax(dim=1, keepdim=True)).exp().sum(dim=1)
+        confidence[rows] = 1 / ((block - block.amax(dim=1, keepdim=True)) / temperature).exp().sum(dim=1)
     return predictions, confidence
 
 

@@ -18,7 +18,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from longtail.metrics.inputs import checked_class_vector, checked_indices, exact_mean
+from longtail.metrics.inputs import checked_class_vector, checked_indices, exact_mean, zeros_as_rarest
 
 CONFORMAL_KINDS = ("marginal", "class", "prevalence")
 _SLACK = 1e-9  # 0.9 / (1 - 0.9) and its like are a rounding error away from a whole number
@@ -46,7 +46,7 @@ def conformal_scores(probabilities: Tensor, prevalence: Tensor | None = None) ->
         probabilities: ``[N, C]``, p(class | image).
         prevalence: ``[C]``, the class prior under which ``probabilities`` hold; None for the score 1 - p. With it the
             score is -p / prevalence (prevalence-adjusted softmax): the sets that are smallest, under that prior, for
-            their mean coverage over classes. A class of prevalence 0 is treated like the rarest other one.
+            their mean coverage over classes. Zeros: see :func:`~longtail.metrics.inputs.zeros_as_rarest`.
     """
     values = probabilities.detach().cpu().double()
     if values.ndim != 2:
@@ -54,9 +54,7 @@ def conformal_scores(probabilities: Tensor, prevalence: Tensor | None = None) ->
     if prevalence is None:
         return 1 - values
     known = checked_class_vector(prevalence, values.shape[1], "prevalence")
-    if not bool((known > 0).any()):
-        raise ValueError("prevalence is 0 in every class.")
-    return -values / torch.where(known > 0, known, known[known > 0].min())
+    return -values / zeros_as_rarest(known, "prevalence")
 
 
 def conformal_thresholds(

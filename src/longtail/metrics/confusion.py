@@ -1,4 +1,4 @@
-"""What is taken for what: the most confused pairs of classes, and how often one group is taken for another."""
+"""What is taken for what: the most confused pairs, one group for another, and everything for one class."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_index
 from longtail.metrics.inputs import checked_class_vector, checked_pair
 
 MOST_PAIRS = 50
+ONE_CLASS = 0.9
+"""Share of the images of all other classes from which a model is said to call (nearly) everything one class."""
 
 
 class ConfusedPair(TypedDict):
@@ -20,6 +22,10 @@ class ConfusedPair(TypedDict):
     predicted: int
     count: int
     of: int
+
+
+OneClass = TypedDict("OneClass", {"class": int, "called": int, "others": int, "others_called": int})
+"""``called`` test images were taken for ``class``, among them ``others_called`` of the ``others`` of another class."""
 
 
 def pair_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +53,25 @@ def confused_pairs(predictions: Tensor, labels: Tensor, num_classes: int, most: 
     rows = zip(true.tolist(), predicted.tolist(), counts.tolist(), images.tolist(), strict=True)
     ordered = sorted(rows, key=lambda row: (-row[2], row[3], row[0], row[1]))
     return [{"true": t, "predicted": p, "count": n, "of": of} for t, p, n, of in ordered[:most]]
+
+
+def called_one_class(predictions: Tensor, labels: Tensor, num_classes: int) -> OneClass | None:
+    """Return the class that 90 % or more of the images of all other classes are taken for; None if there is none.
+
+    Images of other classes decide, not all: that nine images in ten are called "fox" is no fault where nine in ten are.
+
+    Args:
+        predictions: [N] predicted class indices.
+        labels: [N] true class indices.
+        num_classes: C.
+    """
+    predictions, labels = checked_pair(predictions, labels, num_classes)
+    most = int(torch.bincount(predictions, minlength=num_classes).argmax())
+    other, named = labels != most, predictions == most
+    others, others_called = int(other.sum()), int((other & named).sum())
+    if not others or others_called < ONE_CLASS * others:
+        return None
+    return {"class": most, "called": int(named.sum()), "others": others, "others_called": others_called}
 
 
 def group_confusion(

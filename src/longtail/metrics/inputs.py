@@ -67,6 +67,18 @@ def checked_class_vector(values: Tensor, num_classes: int, what: str) -> Tensor:
     return values
 
 
+def zeros_as_rarest(prior: Tensor, what: str = "prior") -> Tensor:
+    """Return a class prior [C] in which a class of prior 0 has that of the rarest other one.
+
+    Where a prior is divided by, a class that has none would be boosted without end; this is the one place that says
+    what it counts as instead. Raises ValueError if every class has 0.
+    """
+    positive = prior > 0
+    if not bool(positive.any()):
+        raise ValueError(f"{what} is 0 in every class.")
+    return torch.where(positive, prior, prior[positive].min())
+
+
 def exact_mean(values: Tensor) -> float:
     """Return the mean of values [N], N > 0, summed without rounding: order and thread count change no bit."""
     return math.fsum(values.tolist()) / len(values)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longtail.metrics.accuracy import balanced_accuracy, class_recall
-from longtail.metrics.inputs import checked_class_vector, checked_logits, row_blocks
+from longtail.metrics.inputs import checked_class_vector, checked_logits, row_blocks, zeros_as_rarest
 
 STRENGTHS = tuple(step / 10 for step in range(21))
 """Strengths that :func:`choose_strength` tries: 0, 0.1, ..., 2."""
@@ -22,15 +22,12 @@ def is_uniform(prior: Tensor) -> bool:
 
 
 def adjusted_logits(logits: Tensor, prior: Tensor, strength: float) -> Tensor:
-    """Return ``logits [N, C] - strength * log(prior [C])``; a class of prior 0 is treated like the rarest other one.
+    """Return ``logits [N, C] - strength * log(prior [C])``, with :func:`~longtail.metrics.inputs.zeros_as_rarest`.
 
     Raises:
         ValueError: ``prior`` is no prior of C classes.
     """
-    prior = checked_class_vector(prior, logits.shape[1], "prior")
-    if not bool((prior > 0).any()):
-        raise ValueError("prior is 0 in every class.")
-    prior = torch.where(prior > 0, prior, prior[prior > 0].min())
+    prior = zeros_as_rarest(checked_class_vector(prior, logits.shape[1], "prior"))
     return logits - strength * (prior / prior.sum()).log().to(logits)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longtail.metrics.inputs import checked_class_vector, row_blocks
+from longtail.metrics.inputs import checked_class_vector, row_blocks, zeros_as_rarest
 
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 2000
@@ -35,6 +35,27 @@ class PriorEstimate:
     settled: bool
 
 
+def chance_error(prior: Tensor, images: int) -> float:
+    """Return how far a class prior estimated from so many images is off by chance, at the least.
+
+    That is the expected half sum of |estimated - true| (total variation) where each image tells its class for certain:
+    the estimate is then the shares of a multinomial draw, whose error in a class of share q is nearly normal with the
+    standard error sqrt(q (1 - q) / images), and sqrt(2 / pi) of that in the mean. Images that leave the class open
+    tell less, and probabilities that are not calibrated add an error of their own that no number of images removes.
+
+    As the true prior is not known, each class is given half an image beside those of the estimate (Krichevsky and
+    Trofimov 1981): of a class that the estimate rules out, a few images cannot know that it never occurs.
+
+    Args:
+        prior: ``[C]``, as estimated, sum 1.
+        images: from how many, at least 1.
+    """
+    prior = checked_class_vector(prior, prior.numel(), "prior")
+    share = (images * prior + 0.5) / (images + 0.5 * len(prior))
+    deviation = (share * (1 - share) / images).sqrt()
+    return math.sqrt(2 / math.pi) / 2 * math.fsum(deviation.tolist())
+
+
 def estimate_prior(
     logits: Tensor, base_prior: Tensor, tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
 ) -> PriorEstimate:
@@ -43,9 +64,8 @@ def estimate_prior(
     The softmax of the logits is taken for p(class | image) where the classes have ``base_prior``. Then the likelihood
     of a prior q is, but for a constant, the product over images of sum_c q_c softmax_c / base_c. Its logarithm is
     concave in q, so EM climbs to the maximum; of several priors that share it, the one reached hangs on the start,
-    which is ``base_prior``. A class whose ``base_prior`` is 0 is
-    treated like the rarest other one, as in ``Classifier.predict``. The figures are only as good as the probabilities
-    are calibrated. Memory: 8 bytes x N x C.
+    which is ``base_prior`` (with :func:`~longtail.metrics.inputs.zeros_as_rarest`). The figures are only as good as the
+    probabilities are calibrated. Memory: 8 bytes x N x C.
 
     Args:
         logits: ``[N, C]``, finite, N > 0; divided by the calibration temperature if there is one.
@@ -60,10 +80,7 @@ def estimate_prior(
         raise ValueError(f"logits must have the shape [N, C] with N > 0 and C > 0, got {list(logits.shape)}.")
     if not tolerance > 0 or max_iterations < 1:
         raise ValueError("tolerance must be positive and max_iterations at least 1.")
-    base = checked_class_vector(base_prior, logits.shape[1], "base_prior")
-    if not bool((base > 0).any()):
-        raise ValueError("base_prior is 0 in every class.")
-    base = torch.where(base > 0, base, base[base > 0].min())
+    base = zeros_as_rarest(checked_class_vector(base_prior, logits.shape[1], "base_prior"), "base_prior")
     base /= base.sum()
     # One over the row's largest entry is a constant of the likelihood, kept aside in `scale`.
     ratios, scale = [], 0.0

@@ -21,7 +21,7 @@ from longtail.metrics.calibration import (
     expected_calibration_error,
     reliability,
 )
-from longtail.metrics.confusion import confused_pairs, group_confusion, pair_counts
+from longtail.metrics.confusion import called_one_class, confused_pairs, group_confusion, pair_counts
 from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_index
 from longtail.metrics.information import information_bits, label_entropy_bits
 from longtail.metrics.inputs import checked_class_vector, checked_logits
@@ -55,7 +55,8 @@ def evaluate_predictions(
         `harmonic_mean_floor`, `macro_f1`, `ece`, `class_ece`, `mutual_information_bits` (None if a class
         with test images has `logit_prior` 0), `label_entropy_bits`, `intervals` ({"level", "method", "top1",
         "balanced_accuracy", "many", "medium", "few"}: [low, high] or None), `reliability` (15 bins),
-        `confused_pairs` (the 50 most frequent, see there) and `group_confusion` (see there).
+        `confused_pairs` (the 50 most frequent, see there), `group_confusion` (see there) and `one_class` (see
+        `called_one_class`).
 
     Raises:
         ValueError: for an empty test set, labels out of range, shapes that differ or a logit not finite.
@@ -103,6 +104,7 @@ def figures_of(
         "reliability": reliability(confidence, right),
         "confused_pairs": confused_pairs(predictions, labels, num_classes),
         "group_confusion": group_confusion(predictions, labels, class_counts, edges),
+        "one_class": called_one_class(predictions, labels, num_classes),
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from longtail.data.image_set import Framing
 from longtail.errors import UserError, unknown_name
 from longtail.files import load_tensors, save_tensors
+from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models.encoders import build_encoder, feature_dim
 from longtail.models.heads import build_head
 
@@ -171,10 +172,7 @@ class Classifier(nn.Module):
             new = _as_prior(self.class_counts, self.num_classes, "the training prior")
         else:
             raise unknown_name("prior", prior, ("uniform", "train"))
-        old = self.logit_prior.cpu().double()
-        # A class that had no prior at all would get an infinite boost: treat it like the rarest other one.
-        old = torch.where(old > 0, old, old[old > 0].min())
-        return new.log() - old.log()
+        return new.log() - zeros_as_rarest(self.logit_prior.cpu().double()).log()
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``model.json`` into ``folder``, which is made if need be."""

@@ -12,6 +12,7 @@ from longtail.reporting import markdown
 from longtail.reporting.compare_page import render_comparison
 from longtail.reporting.compared_runs import FIGURES, find_runs, group_by_seed
 from longtail.reporting.comparison import Comparison, Kind, Row, build_comparison
+from longtail.reporting.in_words import any_negative_bits, interval_note
 from longtail.reporting.reproduce import as_text
 from longtail.reporting.terminal import print_table
 from longtail.training.progress import ProgressReporter
@@ -71,11 +72,15 @@ def tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]
     labels = list(FIGURES.values())
     shown = [[row.name, str(len(row.seeds)), *_cells(row)] for row in comparison.rows]
     kinds = {row.kind for row in comparison.rows}
-    found = [("Figures (per cent; bits)", ["runs", "seeds", *labels], shown, _legend(_SPEAKS_OF, kinds))]
+    below = [*_legend(_SPEAKS_OF, kinds), *_cautions(comparison.rows)]
+    bits = any_negative_bits(row.figures for row in comparison.rows)
+    below += [f"bits {bits}."] if bits else []
+    found = [("Figures (per cent; bits)", ["runs", "seeds", *labels], shown, below)]
     if comparison.differences:
         title = f"Difference to {comparison.baseline} (percentage points; bits)"
         rows = [[row.name, str(len(row.seeds) or "-"), *_cells(row, sign=True)] for row in comparison.differences]
         below = _legend(_PAIRED, {row.kind for row in comparison.differences})
+        below += _cautions(comparison.differences)
         below += [f"{row.name}: {row.note}" for row in comparison.differences if row.note]
         found.append((title, ["runs", "seeds", *labels], rows, below))
     if comparison.options:
@@ -87,6 +92,12 @@ def tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]
 
 def _legend(texts: dict[str, str], kinds: set[Kind]) -> list[str]:
     return [text for kind, text in texts.items() if kind in kinds]
+
+
+def _cautions(rows: Sequence[Row]) -> list[str]:
+    """Return what intervals over very few seeds are worth, once for all rows that have them."""
+    notes = {interval_note(len(row.seeds), "seeds"): None for row in rows if row.kind == "seeds"}
+    return [note for note in notes if note]
 
 
 def _cells(row: Row, sign: bool = False) -> list[str]:

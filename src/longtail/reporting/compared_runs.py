@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.config import flatten
+from longtail.config import TrainConfig, flatten
 from longtail.errors import UserError, counted
 from longtail.files import load_tensors
+from longtail.methods import is_read
 from longtail.metrics import predict_with_confidence
 from longtail.metrics.folds import figure_value
 from longtail.options import make_config, parse_values
@@ -33,6 +34,8 @@ FIGURES = {
     "mutual_information_bits": "bits",
 }
 """Figures that are compared, with their short names; all but the bits are fractions in 0..1."""
+NOT_READ = "not read"
+"""Stands for the value of an option that a run's method does not read."""
 _CHOOSE_TEST = re.compile(r"(data|root|folds|on_bad_image|source\.(?!mean|std|profile).*)$")
 
 
@@ -42,7 +45,8 @@ class ComparedRun:
 
     Attributes:
         path: its folder, as the user named it.
-        options: those of its ``config.yaml`` by dotted name, without the seed and what changes no figure.
+        options: those of its ``config.yaml`` by dotted name, without the seed, what changes no figure and what its
+            method does not read.
         seed: its seed.
         evaluation: its ``evaluation.json``.
         classes: its ``per_class.csv``.
@@ -136,7 +140,11 @@ def read_run(path: Path) -> ComparedRun:
         raise UserError(f"{path} is not finished; go on with: longtail train {data} --out {path} --resume.")
     evaluation = read_evaluation(path / "evaluation.json")
     config = make_config(parse_values(nested, str(path / "config.yaml")))
-    options = {key: value for key, value in flatten(config).items() if key != "seed" and not may_change(key)}
+    options = {
+        key: value
+        for key, value in flatten(config).items()
+        if key != "seed" and not may_change(key) and is_read(config.method, key)
+    }
     classes = read_classes(path / "per_class.csv", evaluation["classes"])
     return ComparedRun(path, options, config.seed, evaluation, classes)
 
@@ -184,10 +192,17 @@ def _name(runs: Sequence[ComparedRun]) -> str:
 
 
 def options_that_differ(groups: Sequence[SeedGroup]) -> dict[str, list[Any]]:
-    """Return ``{dotted name: value in each group}`` of the options in which groups differ."""
+    """Return ``{dotted name: value in each group}`` of the options in which groups differ whose methods read them.
+
+    A group whose method does not read an option has :data:`NOT_READ` there.
+    """
     every = [group.runs[0].options for group in groups]
-    values = {key: [options[key] for options in every] for key in every[0]}
-    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+    differing = {}
+    for key in flatten(TrainConfig()):
+        read = [options[key] for options in every if key in options]
+        if any(value != read[0] for value in read):
+            differing[key] = [options.get(key, NOT_READ) for options in every]
+    return differing
 
 
 def why_not_the_same_test(one: ComparedRun, other: ComparedRun) -> str | None:

@@ -50,7 +50,7 @@ class Comparison:
         rows: the figures, one row a group.
         baseline: name of the group that the others are compared with.
         differences: other - baseline, one row for each other group.
-        options: the options in which groups differ: one value a group.
+        options: the options in which groups differ: one value a group, ``"not read"`` where its method does not.
     """
 
     groups: tuple[SeedGroup, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from longtail.reporting.in_words import bits_note, classes_tested
 from longtail.reporting.run_record import ClassRow
 from longtail.reporting.svg import number
 
@@ -28,15 +29,14 @@ def headline(evaluation: dict[str, Any], teacher: dict[str, Any] | None, rows: l
     for group, size in group_sizes(evaluation["group_edges"]).items():
         images = sum(row.test_images for row in rows if row.group == group)
         figures = evaluation["groups"][group]
-        count, tested = figures["classes"], figures.get("tested_classes", figures["classes"])
-        of = f"{count}" if tested == count else f"{tested} tested of {count}"
+        count = figures["classes"]
         cards.append(
             {
                 "label": group.capitalize(),
                 "value": figures["accuracy"],
                 "interval": evaluation["intervals"].get(group),
                 "missing": "no such class" if not count else "no test image",
-                "note": f"{of} {'class' if count == 1 else 'classes'} with {size} training images"
+                "note": f"{classes_tested(figures)} {'class' if count == 1 else 'classes'} with {size} training images"
                 + (f"; {number(images)} test images" if images else ""),
                 "teacher": teacher["groups"][group]["accuracy"] if teacher else None,
                 "group": group,
@@ -50,13 +50,14 @@ def all_figures(evaluation: dict[str, Any], teacher: dict[str, Any] | None) -> l
     floor = number(evaluation.get("harmonic_mean_floor", 0.0))
     entropy = evaluation.get("label_entropy_bits")
     of_entropy = "" if entropy is None else f", of {entropy:.2f} bits in the test labels"
+    below = bits_note(figures.get("mutual_information_bits") for figures in (evaluation, teacher or {}))
     kinds = [
         ("top5", "Top-5", "right class among the five first", "percent"),
         ("harmonic_mean", "Harmonic mean", f"of class accuracies, each at least {floor}", "percent"),
         ("macro_f1", "Macro F1", "mean over classes", "percent"),
         ("ece", "Calibration error", "mean gap between confidence and accuracy; lower is better", "percent"),
         ("class_ece", "Calibration error by class", "the same within each class; lower is better", "percent"),
-        ("mutual_information_bits", "Label information", f"lower bound{of_entropy}", "bits"),
+        ("mutual_information_bits", "Label information", f"lower bound{of_entropy}{below and '; ' + below}", "bits"),
     ]
     return [
         {"label": label, "note": note, "unit": unit, "value": evaluation.get(key)}

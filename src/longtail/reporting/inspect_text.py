@@ -68,11 +68,17 @@ def _class_table(classes: Sequence[Figures]) -> list[str]:
         if gap and place == gap:
             left = classes[gap:-gap]
             most_left, least_left = left[0]["train_images"], left[-1]["train_images"]
-            rows.append(f"... {counted(len(left), 'class', 'classes')} of {most_left} down to {least_left} ...")
+            rows.append(
+                f"... left out here: {counted(len(left), 'class', 'classes')} of {most_left} down to {least_left}; the "
+                "page has them all, and so has --json ..."
+            )
         rows.append(
             f"{_fit(name, wide)}  {row['group']:<6} {row['train_images']:>7} {row['test_images']:>7}  "
             f"{_bar(row['train_images'], most)}".rstrip()
         )
+    cut = sum(cell_len(name) > wide for name in names)
+    if cut:
+        rows.append(f"{counted(cut, 'name')} cut at {wide} characters (…); the page and --json have them whole")
     return rows
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from longtail.reporting.in_words import classes_tested
+
 
 def summary(evaluation: dict[str, Any]) -> str:
     """Return the headline figures as one line, in per cent."""
@@ -14,7 +16,7 @@ def summary(evaluation: dict[str, Any]) -> str:
     bounds = evaluation["intervals"]["balanced_accuracy"]
     interval = f" [{percent(bounds[0])}, {percent(bounds[1])}]" if bounds else ""
     groups = "  ".join(
-        f"{name} {percent(group['accuracy'])} ({group['classes']})" for name, group in evaluation["groups"].items()
+        f"{name} {percent(group['accuracy'])} ({classes_tested(group)})" for name, group in evaluation["groups"].items()
     )
     worst = evaluation["worst_class"]
     return (

@@ -18,6 +18,7 @@ from longtail.files import write_bytes
 from longtail.metrics import GROUP_EDGES, GROUPS
 from longtail.reporting.confusions import confusion_record
 from longtail.reporting.headline import all_figures, group_sizes, headline
+from longtail.reporting.in_words import NEGATIVE_BITS, interval_note, warnings
 from longtail.reporting.reproduce import reproduce_command, settings
 from longtail.reporting.run_record import (
     ClassRow,
@@ -86,11 +87,13 @@ def render(folder: Path) -> str:
         data=str(config.get("data") or "unnamed data"),
         method=METHODS.get(str(config.get("method")), str(config.get("method"))),
         evaluation=evaluation,
+        warnings=[*warnings(evaluation), *(warnings(teacher, "the teacher") if teacher else [])],
         teacher=teacher,
         cards=headline(evaluation, teacher, rows),
         folds=folds,
         fold_rows=fold_rows(folder, folds) if folds else [],
         over_folds=OVER_FOLDS,
+        few_deals=interval_note(folds["repeats"], "deals") if folds else "",
         record=read_data(folder / "data.json"),
         sizes=group_sizes(evaluation["group_edges"]),
         usual_edges=GROUP_EDGES,
@@ -111,6 +114,7 @@ def render(folder: Path) -> str:
         stages=training_curves(log),
         watched=any(key.startswith("test_") for line in log for key in line),
         informed=any("bits" in line for line in log),
+        misled=NEGATIVE_BITS if any(_negative(line.get("bits")) for line in log) else "",
         skipped=[line for line in log if "skipped_step" in line],
         settings=settings(config),
         environment=read_environment(folder / "environment.json"),
@@ -144,6 +148,10 @@ def _compact(rows: list[ClassRow], page_size: int) -> dict[str, Any]:
         "page_size": page_size,
         "few_images": charts.FEW_IMAGES,
     }
+
+
+def _negative(value: Any) -> bool:
+    return isinstance(value, int | float) and value < 0
 
 
 def _duration(seconds: float) -> str:

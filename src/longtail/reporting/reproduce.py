@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longtail.config import TrainConfig, flatten
+from longtail.methods import is_read
 from longtail.training.run_folder import may_change
 
 _PATHS = ("data", "root", "source.test", "pretrained", "teacher.run", "teacher.pretrained")
@@ -17,7 +18,7 @@ _NO_PATH = "hf-hub:"
 def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
     """Return the command that trains this run again: every option that is not the program's own default.
 
-    What changes no figure (where it runs, who is told) is left out.
+    What changes no figure (where it runs, who is told) and what its method does not read are left out.
 
     Args:
         config: nested options of a ``config.yaml``.
@@ -31,7 +32,7 @@ def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
         f"--method {shlex.quote(str(config.get('method')))}",
     ]
     for key, value in options.items():
-        if key in ("data", "method", "seed") or may_change(key):
+        if key in ("data", "method", "seed") or may_change(key) or not is_read(str(config.get("method")), key):
             continue
         if key not in defaults or value != defaults[key]:
             words.append(f"--{key} {shlex.quote(as_text(value))}")

@@ -60,7 +60,7 @@ def calibrate(
         device, workers: where to compute, and how many processes decode.
         selected: the record of the best epoch, None if the last was kept.
     """
-    logits, labels = collect_logits(classifier, images, device, workers), images.labels
+    logits, labels = collect_logits(classifier, images, device, workers, compact=True), images.labels
     meta: dict[str, Any] = {"selection": "last"}
     if selected is not None:
         meta = {"selection": "best", "selected": selected | {"images": len(labels)}}
@@ -177,5 +177,5 @@ def validation_notes(folder: Path) -> list[str]:
 
 
 def _confidence(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    predictions, confidence = predict_with_confidence(logits / temperature)
+    predictions, confidence = predict_with_confidence(logits, temperature)
     return confidence, predictions == labels

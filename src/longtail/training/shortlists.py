@@ -22,7 +22,7 @@ from longtail.metrics import (
     set_figures,
     shortlists,
 )
-from longtail.metrics.inputs import row_blocks
+from longtail.metrics.inputs import row_blocks, zeros_as_rarest
 from longtail.training.calibration import VALIDATION, read_temperature
 from longtail.training.evaluation import Evaluation, load_predictions
 
@@ -63,12 +63,14 @@ class HeldOut:
     """What a run keeps of its validation images.
 
     Attributes:
-        logits: ``[n, C]``, divided by the temperature.
+        logits: ``[n, C]``, as they were kept.
         labels: ``[n]``.
+        temperature: the logits are divided by it, a block at a time.
     """
 
     logits: Tensor
     labels: Tensor
+    temperature: float
 
 
 def read_held_out(folder: Path) -> HeldOut | None:
@@ -80,7 +82,7 @@ def read_held_out(folder: Path) -> HeldOut | None:
     if not (folder / f"{VALIDATION}.json").exists():
         return None
     logits, labels = load_predictions(folder, VALIDATION)
-    return HeldOut(logits / (read_temperature(folder) or 1.0), labels)
+    return HeldOut(logits, labels, read_temperature(folder) or 1.0)
 
 
 def calibrate_shortlist(
@@ -98,9 +100,10 @@ def calibrate_shortlist(
     validation images taken together; the same score. ``"prevalence"``: of all images, with the prevalence-adjusted
     score, which spreads the misses over the classes.
 
-    Without ``prior`` new images are taken to have the validation images' class frequencies (those of the training
-    data, as far as whole images allow). With it, validation images are weighted by new over old frequency of their
-    class (Podkopaev and Ramdas 2021): what an image of a class looks like must then be the same, its frequency not.
+    New images are taken to have the class frequencies ``prior``, without it those of the training data: validation
+    images are weighted by that over their own frequency of their class (Podkopaev and Ramdas 2021). Their own are not
+    taken as they are, because of rare classes at least one whole image is held out, which is more than their share.
+    Only ``"class"`` without ``prior`` needs no weights: its promise is to each class.
 
     Args:
         held_out: the calibration images.
@@ -109,7 +112,7 @@ def calibrate_shortlist(
         class_counts: ``[C]`` training images of each class.
         train_shift: ``[C]``, turns the logits' class prior into the training data's.
         shift: ``[C]``, turns it into that of the probabilities shown; None = none.
-        prior: ``[C]``, class prior of the new images, sum 1.
+        prior: ``[C]``, class prior of the new images, sum 1; None = the training data's.
 
     Raises:
         UserError: too few validation images for this coverage.
@@ -129,11 +132,12 @@ def calibrate_shortlist(
         scored, prevalence = train_shift, class_counts.double() / class_counts.sum()
     own = torch.cat(
         [
-            _scores(block, scored, prevalence).gather(1, labels[rows, None]).squeeze(1)
+            _scores(block / held_out.temperature, scored, prevalence).gather(1, labels[rows, None]).squeeze(1)
             for rows, block in row_blocks(held_out.logits)
         ]
     )
-    weights = None if prior is None else prior * len(labels) / images.clamp(min=1)
+    expected = class_counts.double() / class_counts.sum() if prior is None and kind != "class" else prior
+    weights = None if expected is None else expected * len(labels) / images.clamp(min=1)
     groups = rare_together(images, coverage) if kind == "class" else None
     thresholds = conformal_thresholds(own, labels, num_classes, coverage, groups, weights)
     possible = torch.ones(num_classes, dtype=torch.bool) if prior is None else prior > 0
@@ -170,9 +174,10 @@ def _notes(images: Tensor, groups: Tensor | None, always: Tensor, coverage: floa
 def with_shortlists(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -> Evaluation:
     """Return ``evaluation`` with coverage and size of 0.9 shortlists on the test set; as it is without validation.
 
-    ``figures["conformal"]`` gets ``target``, ``images`` (for calibration) and, in ``kinds``, for each kind ``coverage``
-    (share of test images), ``macro_coverage`` (mean over classes), ``weighted_coverage`` (at the class frequencies of
-    the training data), ``mean_size`` and ``groups`` (each ``{coverage, mean_size}``, means over its classes, or None).
+    ``figures["conformal"]`` gets ``target``, ``images`` (for calibration), ``prior`` (``"train"``: whose class
+    frequencies the target is for) and, in ``kinds``, for each kind ``coverage`` (share of test images),
+    ``macro_coverage`` (mean over classes), ``weighted_coverage`` (at the class frequencies of the training data),
+    ``mean_size`` and ``groups`` (each ``{coverage, mean_size}``, means over its classes, or None).
     ``rows`` get ``KIND_coverage`` and ``KIND_size``. Where there are too few validation images, nothing is added.
 
     Args:
@@ -187,7 +192,7 @@ def with_shortlists(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -
     many, few = evaluation.figures["group_edges"]
     group = group_index(counts, (many, few))
     base, train = logit_prior.cpu().double(), counts.double() / counts.sum()
-    train_shift = train.log() - torch.where(base > 0, base, base[base > 0].min()).log()
+    train_shift = train.log() - zeros_as_rarest(base).log()
     logits, temperature = evaluation.logits, read_temperature(folder) or 1.0
     kinds: dict[str, Any] = {}
     rows = [dict(row) for row in evaluation.rows]
@@ -206,7 +211,7 @@ def with_shortlists(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -
         }
         for row, covered, size in zip(rows, coverages, means, strict=True):
             row |= {f"{kind}_coverage": covered, f"{kind}_size": size}
-    record = {"target": TARGET, "images": len(held_out.labels), "kinds": kinds}
+    record = {"target": TARGET, "images": len(held_out.labels), "prior": "train", "kinds": kinds}
     return replace(evaluation, figures=evaluation.figures | {"conformal": record}, rows=rows)
 
 
