@@ -54,6 +54,7 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/index.py
 	@$(BIN)/python benchmarks/stream.py
 	@$(BIN)/python benchmarks/predict.py
+	@$(BIN)/python benchmarks/classes.py
 	@$(BIN)/python benchmarks/prior_shift.py
 
 clean: ## remove .venv and everything built
