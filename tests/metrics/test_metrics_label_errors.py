@@ -61,7 +61,10 @@ def test_wrong_labels_come_first():
     shares = logits.double().softmax(1)
     margin = shares[turned, labels[turned]] - shares[turned, true[turned]]
     np.testing.assert_allclose(found.margin[turned], margin)
-    first = found.first(1, labels).tolist()
+    by_class = found.first(labels)
+    assert len(by_class) == logits.shape[1]
+    assert sum(map(len, by_class)) == int(found.suspect.sum())
+    first = by_class[1].tolist()
     assert sorted(first) == [3, 17]
     assert found.margin[first[0]] <= found.margin[first[1]]
 

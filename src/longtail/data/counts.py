@@ -98,9 +98,11 @@ def long_tailed_indices(labels: Tensor, counts_per_class: Sequence[int], seed: i
     """
     shuffles = np.random.RandomState(seed)
     labels_array = labels.cpu().numpy()
+    by_class = labels_array.argsort(kind="stable").astype(np.int64)
+    edges = np.searchsorted(labels_array[by_class], np.arange(len(counts_per_class) + 1))
     kept = []
     for label, count in enumerate(counts_per_class):
-        positions = np.flatnonzero(labels_array == label).astype(np.int64)
+        positions = by_class[edges[label] : edges[label + 1]]
         if len(positions) < count:
             raise UserError(f"class {label} has {len(positions)} images, fewer than the {count} it is to keep.")
         shuffles.shuffle(positions)

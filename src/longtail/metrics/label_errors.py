@@ -22,18 +22,23 @@ class LabelErrors:
         likelier: int64 ``[N]``, the class that a suspect is confidently of; of other images, the most probable one
             beside the given.
         margin: float64 ``[N]``, probability of the given class minus that of ``likelier``; lowest = look first.
+        given, other: float64 ``[N]``, these two probabilities.
         expected: float64 ``[C]``, estimated number of images whose given label is this class and wrong.
     """
 
     suspect: Tensor
     likelier: Tensor
     margin: Tensor
+    given: Tensor
+    other: Tensor
     expected: Tensor
 
-    def first(self, label: int, labels: Tensor) -> Tensor:
-        """Return the suspects of the class ``label`` of ``labels [N]``, int64 positions, lowest margin first."""
-        places = (self.suspect & (labels == label)).nonzero().squeeze(1)
-        return places[torch.argsort(self.margin[places], stable=True)]
+    def first(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return the suspects of each class of ``labels [N]``, int64 positions, lowest margin first."""
+        places = self.suspect.nonzero().squeeze(1)
+        places = places[torch.argsort(self.margin[places], stable=True)]
+        places = places[torch.argsort(labels[places], stable=True)]
+        return torch.split(places, torch.bincount(labels[places], minlength=len(self.expected)).tolist())
 
 
 def label_errors(logits: Tensor, labels: Tensor) -> LabelErrors:
@@ -78,4 +83,4 @@ def label_errors(logits: Tensor, labels: Tensor) -> LabelErrors:
     counted = torch.bincount(labels[confident], minlength=classes).double()
     wrong = torch.bincount(labels[suspect], minlength=classes).double()
     expected = torch.where(counted > 0, images * wrong / counted.clamp(min=1), 0.0)
-    return LabelErrors(suspect, likelier, own - other, expected)
+    return LabelErrors(suspect, likelier, own - other, own, other, expected)

@@ -221,11 +221,11 @@ def suspect_labels(survey: Survey, held: HeldOut, run: str) -> Figures | None:
     """Return the images whose label a run doubts, by class; None if it was tested on none of the images."""
     place = {key: index for index, key in enumerate(image_keys(survey.images))}
     errors = label_errors(held.logits, held.labels)
-    shares = held.logits.double().softmax(1)
+    images_of = torch.bincount(held.labels, minlength=len(held.class_names)).tolist()
     rows = []
-    for label in torch.unique(held.labels).tolist():
-        first = errors.first(label, held.labels)
-        of = int((held.labels == label).sum())
+    for label, (first, of) in enumerate(zip(errors.first(held.labels), images_of, strict=True)):
+        if not len(first):
+            continue
         most = min(len(first), math.ceil(LOOK_FIRST_SHARE * of), SUSPECTS_A_CLASS)
         look = min(most, max(1, round(float(errors.expected[label]))))
         images = [
@@ -233,8 +233,8 @@ def suspect_labels(survey: Survey, held: HeldOut, run: str) -> Figures | None:
                 "file": survey.title(place[held.keys[k]]),
                 "class": held.class_names[label],
                 "likelier": held.class_names[int(errors.likelier[k])],
-                "probability": float(shares[k, label]),
-                "likelier_probability": float(shares[k, errors.likelier[k]]),
+                "probability": float(errors.given[k]),
+                "likelier_probability": float(errors.other[k]),
             }
             for k in first.tolist()[:SUSPECTS_A_CLASS]
             if held.keys[k] in place
@@ -245,7 +245,7 @@ def suspect_labels(survey: Survey, held: HeldOut, run: str) -> Figures | None:
     known = sum(key in place for key in held.keys)
     if not known:
         return None
-    rows = sorted((row for row in rows if row["suspects"]), key=lambda row: -row["look_first"])
+    rows.sort(key=lambda row: -row["look_first"])
     return {
         "run": run,
         "folds": held.folds,

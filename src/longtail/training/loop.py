@@ -181,7 +181,10 @@ class StageRun:
     def _make_loader(self, views: dict[str, View]) -> ResidentLoader | StreamingLoader:
         train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
         if isinstance(train, ImageSet):
-            return ResidentLoader(train, views, batch_size, self.seed, device)
+            resident = ResidentLoader(train, views, batch_size, self.seed, device)
+            if resident.notice is not None:
+                self.job.progress.say(resident.notice)
+            return resident
         if not isinstance(train, ImageFiles):
             raise ValueError(f"there is no loader for {type(train).__name__}")
         loading = self.config.loading
