@@ -56,12 +56,8 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/stream.py
 	@$(BIN)/python benchmarks/classes.py
 	@$(BIN)/python benchmarks/predict.py
-<<<<<<< HEAD
 	@$(BIN)/python benchmarks/index.py
 	@$(BIN)/python benchmarks/digits.py
-=======
-	@$(BIN)/python benchmarks/classes.py
->>>>>>> f1746db60a71c523621efce911804d80c531b0f2
 	@$(BIN)/python benchmarks/prior_shift.py
 
 clean: ## remove .venv and everything built
