@@ -1,34 +1,34 @@
 """Time GMLLoss, forward and backward, against the bare similarity product and the one-hot formulation.
 
-    python benchmarks/loss.py [--quick] [--repeats 7] [--threads N] [--seed 0] [--device cpu] [--out FILE]
+    python benchmarks/loss.py [--quick] [--repeats 9] [--threads N] [--seed 0] [--device cpu] [--out FILE]
 
-What is timed, on the same unit vectors and in turn, so that a slow moment of the machine hits all alike:
+What is timed, on the same unit vectors and in turn:
 
-- product: ``queries @ keys.T`` and its gradient by both factors; no loss of this kind can take less
+- product: ``queries @ keys.T`` and its gradient by both factors
 - gml: ``GMLLoss`` with a fixed temperature and no ids
 - gml, learned: ``GMLLoss`` with ids and a learned temperature, that is with its second copy
 - one-hot: the textbook form, ``exp(similarity / temperature) @ one_hot(key classes)``
+- on a GPU also the fused kernel (``kernel="fused"``) of both, and one-hot through ``torch.compile``
 
-First, both forms of the loss and their gradients are compared with the same formulas in float64; the exit
-code is 1 if GMLLoss is off. Printed are medians, the spread (fastest to slowest) and ratios of medians.
+First, every form of the loss and its gradients is compared with the same formulas in float64; the exit code is 1 if
+GMLLoss is off. Beside the times stand the operations and bytes that the loss cannot do without, and how long the
+machine's measured product rate and copy rate would take for them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import measuring
 from longtail.losses import GMLLoss
 
 # Batch, keys, classes, dimension: the sizes of iNaturalist 2018, ImageNet-LT and CIFAR-100-LT.
@@ -52,11 +52,12 @@ class Problem:
     key_ids: Tensor
 
     @classmethod
-    def draw(cls, batch: int, keys: int, classes: int, dim: int, seed: int, device: str) -> Problem:
+    def draw(cls, batch: int, keys: int, classes: int, dim: int, seed: int, device: torch.device) -> Problem:
         """Draw a problem; each query is a noisy copy of one key, whose sample it is."""
         generator = torch.Generator().manual_seed(seed)
         share = 1 / torch.arange(1, classes + 1, dtype=torch.float64)
-        lengths = 2 + ((keys - 2 * classes) * share / share.sum()).floor().long()
+        least = min(2, keys // classes)
+        lengths = least + ((keys - least * classes) * share / share.sum()).floor().long()
         lengths[: keys - int(lengths.sum())] += 1
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         key_labels = torch.arange(classes).repeat_interleave(lengths)
@@ -89,15 +90,26 @@ def one_hot_loss(queries: Tensor, keys: Tensor, problem: Problem) -> Tensor:
 
 def contestants(problem: Problem) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Return what is timed: each takes queries and keys and gives a scalar to differentiate."""
-    fixed = GMLLoss(problem.lengths, TEMPERATURE).to(problem.queries.device)
-    learned = GMLLoss(problem.lengths, TEMPERATURE, learn_temperature=True).to(problem.queries.device)
-    place = problem.offsets
-    ids = (problem.query_ids, problem.key_ids)
-    return {
-        "gml": lambda queries, keys: fixed(queries, problem.labels, keys, place),
-        "gml, learned": lambda queries, keys: learned(queries, problem.labels, keys, place, *ids),
+    device = problem.queries.device
+    ids = {"query_ids": problem.query_ids, "key_ids": problem.key_ids}
+    place = {"offsets": problem.offsets, "longest_class": int(problem.lengths.max())}
+
+    def loss(kernel: str, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        module = GMLLoss(problem.lengths, TEMPERATURE, **options).to(device)
+        given = place | (ids if options else {})
+        return lambda queries, keys: module(queries, problem.labels, keys, **given)
+
+    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "gml": loss("plain"),
+        "gml, learned": loss("plain", learn_temperature=True),
         "one-hot": lambda queries, keys: one_hot_loss(queries, keys, problem),
     }
+    if device.type == "cuda":
+        compiled = torch.compile(one_hot_loss, dynamic=False)
+        found["gml, fused"] = loss("fused")
+        found["gml, fused, learned"] = loss("fused", learn_temperature=True)
+        found["one-hot, compiled"] = lambda queries, keys: compiled(queries, keys, problem)
+    return found
 
 
 def differentiate(loss: Callable[[Tensor, Tensor], Tensor], problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,106 +146,106 @@ def deviation(found: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor
     return max(float(value), *(float(error) for error in errors))
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Return the wall time of one run, the device's own queue included."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
-    start = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start
+def counted(batch: int, keys: int, classes: int, dim: int) -> dict[str, float]:
+    """Return the operations of the three products, and the bytes of the plain way: each array once an operation."""
+    similarities, vectors = batch * keys, (batch + keys) * dim
+    # B x K: written, read for the maximum, less the maximum, to the power, summed, and read by both gradients.
+    passes = 1 + 1 + 2 + 2 + 1 + 2
+    return {
+        "gigaflop": 6 * batch * keys * dim / 1e9,
+        "gigabytes": 4 * (passes * similarities + 3 * vectors) / 1e9,
+    }
 
 
-def measure(size: tuple[int, int, int, int], repeats: int, seed: int, device: str) -> dict[str, object]:
-    """Check and time one size; return its figures, times in milliseconds."""
-    problem = Problem.draw(*size, seed, device)
-    losses = contestants(problem)
-    wanted = exact(problem)
-    errors = {name: deviation(differentiate(loss, problem), wanted) for name, loss in losses.items()}
-    arriving = torch.randn(size[0], size[1], generator=torch.Generator().manual_seed(seed)).to(device)
+def product_run(problem: Problem, seed: int) -> Callable[[], object]:
+    """Return what runs the bare product forward and backward."""
+    shape = (len(problem.queries), len(problem.keys))
+    arriving = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(problem.queries.device)
 
     def product() -> None:
         queries, keys = problem.queries.detach().requires_grad_(), problem.keys.detach().requires_grad_()
         (queries @ keys.t()).backward(arriving)
 
-    runs: dict[str, Callable[[], object]] = {"product": product}
-    for name, loss in losses.items():
-        runs[name] = lambda loss=loss: differentiate(loss, problem)
-    seconds(product, device)  # the losses have been run once by the check
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].append(1000 * seconds(run, device))
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    return product
+
+
+def measure(
+    size: tuple[int, int, int, int], repeats: int, seed: int, device: torch.device, limits: dict[str, float]
+) -> dict[str, Any]:
+    """Check and time one size; return its figures, times in milliseconds."""
+    problem = Problem.draw(*size, seed, device)
+    losses = contestants(problem)
+    wanted = exact(problem)
+    errors = {name: deviation(differentiate(loss, problem), wanted) for name, loss in losses.items()}
+    runs: dict[str, Callable[[], object]] = {"product": product_run(problem, seed)}
+    runs |= {name: lambda loss=loss: differentiate(loss, problem) for name, loss in losses.items()}
+    taken = measuring.in_turn(runs, repeats, device, warm_up=3)
+    need = counted(*size)
+    ours = [name for name in losses if name.startswith("gml")]
     return {
         "size": dict(zip(("batch", "keys", "classes", "dim"), size, strict=True)),
         "relative_error": errors,
-        "milliseconds": {
-            name: {"median": medians[name], "fastest": min(taken), "slowest": max(taken)}
-            for name, taken in times.items()
+        "milliseconds": {name: measuring.spread([1000 * x for x in times]) for name, times in taken.items()},
+        "times_the_product": {name: measuring.ratios(taken[name], taken["product"]) for name in losses},
+        "times_faster_than_one_hot": {name: measuring.ratios(taken["one-hot"], taken[name]) for name in ours},
+        "counted": need,
+        "milliseconds_at_the_limits": {
+            "operations": 1000 * need["gigaflop"] / limits["matmul_gigaflops"],
+            "bytes": 1000 * need["gigabytes"] / limits["copy_gigabytes_a_second"],
         },
-        "times_the_product": {name: medians[name] / medians["product"] for name in losses},
-        "times_faster_than_one_hot": {name: medians["one-hot"] / medians[name] for name in losses if name != "one-hot"},
     }
 
 
-def print_figures(figures: dict[str, object]) -> None:
+def print_figures(figures: dict[str, Any]) -> None:
     """Print one size's figures as a small table."""
     print("  ".join(f"{name} {value}" for name, value in figures["size"].items()))
     for name, taken in figures["milliseconds"].items():
-        line = f"  {name:13} {taken['median']:9.2f} ms ({taken['fastest']:.2f} to {taken['slowest']:.2f})"
+        line = f"  {name:19} {measuring.show(taken, 2):>28} ms"
         if name != "product":
-            line += f"  {figures['times_the_product'][name]:7.2f} x product"
+            line += f"  {figures['times_the_product'][name]['median']:6.2f} x product"
             line += f"  error {figures['relative_error'][name]:.1e}"
         if name in figures["times_faster_than_one_hot"]:
-            line += f"  {figures['times_faster_than_one_hot'][name]:6.1f} x faster than one-hot"
+            line += f"  {figures['times_faster_than_one_hot'][name]['median']:5.1f} x faster than one-hot"
         print(line)
-
-
-def processor() -> str:
-    """Return the processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()
+    need, least = figures["counted"], figures["milliseconds_at_the_limits"]
+    print(
+        f"  at the limits: {need['gigaflop']:.2f} GFLOP {least['operations']:.2f} ms, "
+        f"{need['gigabytes']:.3f} GB {least['bytes']:.2f} ms"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each, at least 5 (default 7)")
+    parser.add_argument("--repeats", type=int, default=9, help="timed runs of each, at least 5 (default 9)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loss.json")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--out", type=Path, default=measuring.RESULTS / "loss.json")
     options = parser.parse_args(arguments)
     if options.repeats < 5:
         parser.error("--repeats must be at least 5")
     if options.threads:
         torch.set_num_threads(options.threads)
-    sizes = QUICK_SIZES if options.quick else SIZES
+    limits = measuring.limits(options.device)
     results = []
-    for size in sizes:
-        results.append(measure(size, options.repeats, options.seed, options.device))
+    for size in QUICK_SIZES if options.quick else SIZES:
+        results.append(measure(size, options.repeats, options.seed, options.device, limits))
         print_figures(results[-1])
-    report = {
-        "hardware": processor() if options.device == "cpu" else torch.cuda.get_device_name(options.device),
-        "device": options.device,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "repeats": options.repeats,
-        "seed": options.seed,
-        "temperature": TEMPERATURE,
-        "results": results,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.out}")
-    worst = max(result["relative_error"][name] for result in results for name in ("gml", "gml, learned"))
-    if worst > TOLERANCE:
-        print(f"GMLLoss is off by {worst:.1e}, more than {TOLERANCE:.0e}", file=sys.stderr)
-    return int(worst > TOLERANCE)
+    measuring.write(
+        options.out,
+        "GMLLoss forward and backward against the bare product and one-hot",
+        options.device,
+        results,
+        repeats=options.repeats,
+        seed=options.seed,
+        temperature=TEMPERATURE,
+        limits=limits,
+    )
+    ours = [error for result in results for name, error in result["relative_error"].items() if name.startswith("gml")]
+    if max(ours) > TOLERANCE:
+        print(f"GMLLoss is off by {max(ours):.1e}, more than {TOLERANCE:.0e}", file=sys.stderr)
+    return int(max(ours) > TOLERANCE)
 
 
 if __name__ == "__main__":
