@@ -66,7 +66,7 @@ def collect_logits(
     decode them.
 
     With ``compact``, logits that would take more than 256 MiB are float16 below each row's largest, which is 0:
-    half the memory, and a softmax is the same but for 0.2 % of each probability above e^-8.
+    half the memory, and a softmax is the same but for 0.4 % of each probability above e^-8.
     """
     halve = compact and 4 * len(images) * classifier.num_classes > MOST_BYTES
     logits = torch.empty(len(images), classifier.num_classes, dtype=torch.float16 if halve else torch.float32)
