@@ -67,7 +67,7 @@ def collect_logits(
     decode them. Logits of more than 1 GiB lie in a file without a name in ``scratch`` (see ``logit_store``).
 
     With ``compact``, logits that would take more than 256 MiB are float16 below each row's largest, which is 0:
-    half the memory, and a softmax is the same but for 0.2 % of each probability above e^-8.
+    half the memory, and a softmax is the same but for 0.4 % of each probability above e^-8.
     """
     parts = _batches(classifier, images, device, workers)
     if compact and 4 * len(images) * classifier.num_classes > MOST_BYTES:
