@@ -28,14 +28,14 @@ class Operation(NamedTuple):
     start: float = 0.0
     slope: float = 0.0
     signed: bool = False
-    whole: Literal["no", "nearest", "down"] = "no"
+    whole: Literal["no", "nearest", "down", "to zero"] = "no"
 
     def amount(self, magnitude: float, sign: int = 1) -> float:
         """Return the amount at a magnitude; ``sign`` (1 or -1) counts only where signed."""
         value = self.start + (sign if self.signed else 1) * self.slope * magnitude
         if self.whole == "no":
             return value
-        return float(round(value) if self.whole == "nearest" else math.floor(value))
+        return float({"nearest": round, "down": math.floor, "to zero": math.trunc}[self.whole](value))
 
 
 class Plan(NamedTuple):
