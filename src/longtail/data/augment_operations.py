@@ -33,9 +33,15 @@ class Operation(NamedTuple):
     def amount(self, magnitude: float, sign: int = 1) -> float:
         """Return the amount at a magnitude; ``sign`` (1 or -1) counts only where signed."""
         value = self.start + (sign if self.signed else 1) * self.slope * magnitude
-        if self.whole == "no":
-            return value
-        return float({"nearest": round, "down": math.floor, "to zero": math.trunc}[self.whole](value))
+        match self.whole:
+            case "no":
+                return value
+            case "nearest":
+                return float(round(value))
+            case "down":
+                return float(math.floor(value))
+            case "to zero":
+                return float(math.trunc(value))
 
 
 class Plan(NamedTuple):
