@@ -66,8 +66,8 @@ def apply_plan(images: Tensor, plan: Plan, operations: Mapping[str, Operation]) 
     order = torch.argsort(plan.operation, dim=0, stable=True)
     amounts = plan.amount.gather(0, order)
     kinds, steps = len(operations) + 1, plan.operation.shape[1]
-    first = torch.arange(0, kinds * steps, kinds, device=images.device)
-    lengths = torch.bincount((plan.operation + first).view(-1), minlength=kinds * steps).view(steps, kinds).tolist()
+    each = torch.arange(kinds, device=images.device)
+    lengths: list[list[int]] = (plan.operation[:, :, None] == each).sum(dim=0).tolist()
     back = torch.argsort(order, dim=0)  # where each image lies during a step
     places = order[:, 0]
     for step in range(steps):
