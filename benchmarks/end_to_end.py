@@ -21,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from augment import MEAN, STD, pictures, published_view
+from augment import MEAN, STD, pictures, published_pipeline
 from longtail.data import ImageSet
 from longtail.data.keyed import derive_seed
 from longtail.data.loading import ResidentLoader
@@ -42,13 +43,13 @@ class PillowViews(Dataset):
 
     def __init__(self, images: Tensor, labels: Tensor, views: int) -> None:
         self.arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels, self.views, self.make = labels, views, published_view()
+        self.labels, self.views, self.make = labels, views, published_pipeline()
 
     def __len__(self) -> int:
         return len(self.arrays)
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], int, int]:
-        made = [self.make(self.arrays[index]) for _ in range(self.views)]
+        made = [self.make(Image.fromarray(self.arrays[index])) for _ in range(self.views)]
         return made, int(self.labels[index]), index
 
 
