@@ -23,7 +23,12 @@ from longtail.data.batch_augment import (
 )
 from longtail.data.views import build_view, view_recipes
 
-PHOTO_RECIPES = {"photo": (0.25, 1.0), "imagenet": (0.08, 1.0), "imagenet_contrast": (0.08, 1.0)}
+PHOTO_RECIPES = {
+    "photo": (0.25, 1.0),
+    "photo_trivial": (0.08, 1.0),
+    "imagenet": (0.08, 1.0),
+    "imagenet_contrast": (0.08, 1.0),
+}
 
 
 def pictures(count: int, channels: int = 3, height: int = 24, width: int = 36) -> Tensor:

@@ -16,9 +16,12 @@ def to_levels(values: Tensor) -> Tensor:
 
 
 def choose(mask: Tensor, chosen: Tensor | int, other: Tensor) -> Tensor:
-    """Return ``chosen`` where the bool ``mask`` is true and ``other`` elsewhere; all broadcast, levels are uint8."""
-    bits = mask.view(torch.uint8) * 255
-    return ((other ^ chosen) & bits) ^ other
+    """Return ``chosen`` where the bool ``mask`` is true and ``other`` elsewhere, levels in uint8.
+
+    ``mask`` broadcasts to the others, and they to each other.
+    """
+    # One new tensor, changed in place: memory never touched before costs more than all of the arithmetic.
+    return (other ^ chosen).bitwise_and_(mask.view(torch.uint8) * 255).bitwise_xor_(other)
 
 
 def apply_table(images: Tensor, table: Tensor) -> Tensor:

@@ -28,14 +28,20 @@ class Operation(NamedTuple):
     start: float = 0.0
     slope: float = 0.0
     signed: bool = False
-    whole: Literal["no", "nearest", "down"] = "no"
+    whole: Literal["no", "nearest", "down", "to zero"] = "no"
 
     def amount(self, magnitude: float, sign: int = 1) -> float:
         """Return the amount at a magnitude; ``sign`` (1 or -1) counts only where signed."""
         value = self.start + (sign if self.signed else 1) * self.slope * magnitude
-        if self.whole == "no":
-            return value
-        return float(round(value) if self.whole == "nearest" else math.floor(value))
+        match self.whole:
+            case "no":
+                return value
+            case "nearest":
+                return float(round(value))
+            case "down":
+                return float(math.floor(value))
+            case "to zero":
+                return float(math.trunc(value))
 
 
 class Plan(NamedTuple):
@@ -60,8 +66,8 @@ def apply_plan(images: Tensor, plan: Plan, operations: Mapping[str, Operation]) 
     order = torch.argsort(plan.operation, dim=0, stable=True)
     amounts = plan.amount.gather(0, order)
     kinds, steps = len(operations) + 1, plan.operation.shape[1]
-    first = torch.arange(0, kinds * steps, kinds, device=images.device)
-    lengths = torch.bincount((plan.operation + first).view(-1), minlength=kinds * steps).view(steps, kinds).tolist()
+    each = torch.arange(kinds, device=images.device)
+    lengths: list[list[int]] = (plan.operation[:, :, None] == each).sum(dim=0).tolist()
     back = torch.argsort(order, dim=0)  # where each image lies during a step
     places = order[:, 0]
     for step in range(steps):

@@ -75,7 +75,10 @@ def equalize(images: Tensor) -> Tensor:
     """Return tables ``[B, C, 256]`` that flatten each channel's histogram; the identity under 256 pixels."""
     batch, channels = images.shape[:2]
     pixels = images.flatten(2)
-    histogram = torch.bincount(table_places(pixels).reshape(-1), minlength=batch * channels * 256)
+    # Not `bincount`, which asks an accelerator for the largest value and waits for it.
+    places = table_places(pixels).reshape(-1).to(torch.int64)
+    one = torch.ones(1, dtype=torch.int32, device=images.device)
+    histogram = one.new_zeros(batch * channels * 256).scatter_add_(0, places, one.expand(len(places)))
     # Whole numbers up to the pixel count: float32 divides them faster than integers and floors to the same.
     histogram = histogram.view(batch, channels, 256).float()
     last = histogram.gather(2, pixels.amax(dim=2, keepdim=True).to(torch.int64))

@@ -29,10 +29,11 @@ from longtail.data.batch_augment import (
     random_tone_jitter,
 )
 from longtail.data.rand_augment import rand_augment
+from longtail.data.trivial_augment import trivial_augment
 from longtail.errors import unknown_name
 
-_CACHED_BYTES = 3 << 20
-"""Of images on a CPU: 1024 of 32 x 32 x 3, 20 of 224 x 224 x 3. With their intermediate values they fit its cache."""
+_CACHED_BYTES = 4 << 20
+"""Of images on a CPU: 1365 of 32 x 32 x 3, 27 of 224 x 224 x 3. With their intermediate values they fit its cache."""
 
 _QUEUED_BYTES = 16 << 20
 """Of images on an accelerator, which is busy with some thousand small images and has no use for more."""
@@ -72,12 +73,24 @@ def _cifar(images: Tensor, draws: Draws) -> Tensor:
     return random_cutout(images, draws)
 
 
+def _cifar_trivial(images: Tensor, draws: Draws) -> Tensor:
+    return random_cutout(trivial_augment(random_crop_flip(images, draws), draws), draws)
+
+
+def _cifar_rand(images: Tensor, draws: Draws) -> Tensor:
+    return random_cutout(rand_augment(random_crop_flip(images, draws), draws), draws)
+
+
 def _tiny(images: Tensor, draws: Draws) -> Tensor:
     return random_tone_jitter(random_small_affine(images, draws), draws)
 
 
 def _photo(images: Tensor, draws: Draws) -> Tensor:
     return random_color_jitter(random_flip(images, draws), draws, strength=0.2)
+
+
+def _photo_trivial(images: Tensor, draws: Draws) -> Tensor:
+    return trivial_augment(random_flip(images, draws), draws)
 
 
 def _imagenet(images: Tensor, draws: Draws) -> Tensor:
@@ -97,8 +110,15 @@ _RECIPES = {
     "light": Recipe(_light, "zero-padded crop and horizontal flip"),
     "shift": Recipe(_shift, "zero-padded crop, no flip: for images whose mirror image means something else"),
     "cifar": Recipe(_cifar, "crop, flip, AutoAugment (CIFAR-10 policy) and Cutout, as published for CIFAR-LT"),
+    "cifar_trivial": Recipe(
+        _cifar_trivial, "crop, flip, TrivialAugment (wide) and Cutout: small images, nothing to tune"
+    ),
+    "cifar_rand": Recipe(_cifar_rand, "crop, flip, RandAugment (two operations, as in imagenet) and Cutout"),
     "tiny": Recipe(_tiny, "small rotation, scale, shift and tone jitter, no flip: for 8x8 digits and the like"),
     "photo": Recipe(_photo, "resized crop of 25 to 100 %, flip and light colour jitter: photographs", (0.25, 1.0)),
+    "photo_trivial": Recipe(
+        _photo_trivial, "resized crop of 8 to 100 %, flip and TrivialAugment (wide): photographs", (0.08, 1.0)
+    ),
     "imagenet": Recipe(
         _imagenet,
         "resized crop of 8 to 100 %, flip, colour jitter and RandAugment, as published for ImageNet-LT",
