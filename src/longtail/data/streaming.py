@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from longtail.data.decode import BadImage, crop, fit, read_image, reduced_side
 from longtail.data.image_set import Framing, ImageFiles
-from longtail.data.loading import Batch, epoch_order
+from longtail.data.loading import Batch, epoch_order, keep_freed_memory
 from longtail.data.views import View
 from longtail.errors import UserError
 
@@ -138,6 +138,7 @@ def _start_worker(_: int) -> None:
     # Ctrl-C reaches the whole process group; only the training may answer it. A worker ends when it is told to.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    keep_freed_memory()
 
 
 def stream(
@@ -223,6 +224,7 @@ class StreamingLoader:
         self.workers, self.prefetch = workers, prefetch
         self.steps_per_epoch = len(files) // batch_size
         self._on_device = device.type != "cpu"
+        keep_freed_memory()
         self._steps: Iterator[Any] | None = None
         self._next: tuple[int, int] | None = None
 
