@@ -77,6 +77,13 @@ def test_a_draw_depends_on_its_id_alone():
     assert torch.equal(keyed_uniform(3, "crop", 5, ids=ids, count=2), whole[:, :2])
 
 
+def test_parts_are_the_keys_one_by_one():
+    ids = torch.tensor([5, 1, 2**40])
+    keys = [(3, "view", 1), (3, "other", 1), (-1,)]
+    together = keyed.uniform_in_parts([derive_seed(*key) for key in keys], ids.repeat(3), count=4)
+    assert torch.equal(together, torch.cat([keyed_uniform(*key, ids=ids, count=4) for key in keys]))
+
+
 def test_global_generator_is_neither_read_nor_changed():
     torch.manual_seed(1)
     state = torch.get_rng_state()

@@ -1,9 +1,14 @@
 """A view is a function of (seed, stream, epoch, id): the same to the bit in any batch."""
 
+import hashlib
+import math
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from longtail.data import views
 from longtail.data.views import build_view, view_recipes
 from longtail.errors import UserError
 
@@ -131,3 +136,108 @@ def test_an_empty_batch_stays_empty(recipe: str) -> None:
     empty = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
     result = build_view(recipe, *stats(3))(empty, torch.zeros(0, dtype=torch.int64), seed=0, epoch=0, stream="query")
     assert result.shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_views_made_together_equal_each_alone_however_the_batch_is_cut(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, batch, ids = build_view(recipe, *stats(3)), images(20), torch.arange(7, 27)
+    alone = torch.stack([view(batch, ids, 1, 2, stream) for stream in ("query", "key", "third")])
+    assert torch.equal(view(batch, ids, 1, 2, ("query", "key", "third")), alone)
+    monkeypatch.setattr(views, "_CACHED_BYTES", 20 * 3 * 32 * 32)  # 6 images at a time, the last time 2
+    assert views.images_at_a_time((3, 32, 32), batch.device) // 3 == 6
+    assert torch.equal(view(batch, ids, 1, 2, ("query", "key", "third")), alone)
+    assert view(batch, ids, 1, 2, "query").is_contiguous(memory_format=torch.channels_last)
+
+
+def pinned_images() -> Tensor:
+    """Noise, ramps, dim noise, flat pictures and two levels, from whole-number arithmetic alone."""
+    index = torch.arange(150)[:, None, None, None]
+    channel, row, column = torch.arange(3)[:, None, None], torch.arange(32)[:, None], torch.arange(32)
+    place = ((index * 3 + channel) * 32 + row) * 32 + column
+    noise = (place * 2654435761 % 2**32) >> 24
+    ramp = (column * (3 + index % 5) + row * (2 + index % 3) + channel * 40) % 256
+    kinds = [noise, ramp, 90 + noise % 50, (index * 7 % 256).expand_as(noise), noise % 2 * 200 + 3]
+    return torch.stack(kinds)[index.flatten() % 5, index.flatten()].to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "digest"),
+    [
+        ("light", "f3f590ac49ef47ef"),
+        ("shift", "abdb7f8122124fa7"),
+        ("cifar", "bc191051ec67818a"),
+        ("cifar_trivial", "17294407ea541e68"),
+    ],
+)
+def test_the_bits_of_a_view_are_those_of_every_version(recipe: str, digest: str) -> None:
+    """A run that is repeated later sees the same pixels. The digests of all but TrivialAugment's are of version 0.1."""
+    batch = pinned_images()
+    assert hashlib.sha256(batch.numpy().tobytes()).hexdigest()[:16] == "d06af8ee3ea28dd6"
+    view = build_view(recipe, *stats(3))
+    pixels = view.augment(batch, torch.arange(150) * 3 + 5, seed=7, epoch=3, stream="query")
+    assert hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()[:16] == digest
+
+
+def test_normalised_values_are_exactly_the_three_float32_operations() -> None:
+    """Every level of every channel: divided by 255, less the mean, over the deviation."""
+    mean, std = stats(3)
+    batch = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    result = build_view("none", mean, std)(batch, torch.zeros(1, dtype=torch.int64), 0, 0, "test")
+    one = torch.arange(256, dtype=torch.float32).div(255)
+    for channel in range(3):
+        expected = one.sub(torch.tensor(mean[channel])).div(torch.tensor(std[channel]))
+        assert torch.equal(result[0, channel].flatten(), expected)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what would make the host wait for an accelerator, or send it something, in a view."""
+
+    # What reads a value, sizes its result by values, or (bincount) looks at its input's largest.
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal", "is_")
+    SENDING = ("lift_fresh",)  # a tensor made of Python's numbers
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name.startswith(self.WAITING) or name in self.SENDING:
+            self.seen.append(name)
+        elif name.startswith("index") and any(isinstance(a, Tensor) and a.dtype == torch.bool for a in _flat(args[1:])):
+            self.seen.append(name + " by a mask")
+        return func(*args, **(kwargs or {}))
+
+
+def _flat(values) -> list[object]:
+    return [v for value in values for v in (_flat(value) if isinstance(value, list | tuple) else [value])]
+
+
+# How often each recipe reads the lengths of what it sorted: once a plan.
+READS = {"cifar": 1, "cifar_trivial": 1, "cifar_rand": 1, "photo": 1, "photo_trivial": 1}
+READS |= {"imagenet": 2, "imagenet_contrast": 3}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_host_waits_once_for_each_plan_and_for_nothing_else(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, batch, ids = build_view(recipe, *stats(3)), images(200), torch.arange(200)
+    view(batch, ids, 0, 0, ("query", "key"))  # tables are made once, and kept
+    lists, tolist = [], Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: lists.append(self.shape) or tolist(self))
+    with HostReads() as reads:
+        view(batch, ids, 0, 1, ("query", "key"))
+    assert reads.seen == []
+    assert len(lists) == READS.get(recipe, 0)
+    assert all(math.prod(shape) < 64 for shape in lists)
+
+
+def test_what_makes_the_host_wait_is_seen() -> None:
+    values = torch.arange(4)
+    with HostReads() as reads:
+        values.sum().item()
+        values[values > 1]
+        torch.bincount(values)
+        torch.tensor([1, 2])
+    assert reads.seen == ["_local_scalar_dense", "index by a mask", "bincount", "lift_fresh"]
