@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from longtail.losses.chunks import in_chunks
 from longtail.losses.class_density import check_keys
 from longtail.losses.label_odds import LabelClass, key_bias, label_log_odds
+from longtail.losses.label_odds_fused import Kernel, fused_label_log_odds, use_fused
 from longtail.losses.logit_adjusted import check_labels, checked_counts, weighted_log_prior
 
 
@@ -43,6 +44,10 @@ class GMLLoss(nn.Module):
         max_similarities: how many of the B x K similarities are held at once, 4 bytes each in float32 and about four
             times that with what is made of them. Queries are then taken in parts of ``max_similarities // K`` (at
             least one), with the same value and gradients up to rounding. None holds them all.
+        kernel: ``"plain"`` tensor operations; ``"fused"`` Triton kernels on CUDA that never write the B x K
+            similarities (plain where they cannot: float64, D over 1024, a mask ``[B, K]``, no Triton); ``"auto"`` takes
+            the fused ones on CUDA for at least 64 million similarities and D up to 256. Neither has been timed on a
+            GPU yet, so that bound is a cautious guess. With half precision the fused gradients round to it.
 
     Attributes:
         counted: samples that counted in the last call, int64 0-d.
@@ -52,7 +57,7 @@ class GMLLoss(nn.Module):
 
     Raises:
         ValueError: counts not one-dimensional, negative or all zero; temperature not above 0,
-            max_similarities below 1; in a call,
+            max_similarities below 1, kernel unknown; in a call,
             shapes or dtypes that do not fit, one kind of ids without the other, and (on the CPU) a label
             out of range.
 
@@ -77,12 +82,15 @@ class GMLLoss(nn.Module):
         prior_strength: float = 1.0,
         exclude_own_key: bool = False,
         max_similarities: int | None = None,
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be above 0 and finite, got {temperature}.")
         if max_similarities is not None and max_similarities < 1:
             raise ValueError(f"max_similarities must be at least 1, got {max_similarities}.")
+        if kernel not in ("auto", "plain", "fused"):
+            raise ValueError(f'kernel must be "auto", "plain" or "fused", got {kernel!r}.')
         self.register_buffer("class_counts", checked_counts(class_counts))
         log_temperature = torch.tensor(math.log(temperature), dtype=torch.get_default_dtype())
         if learn_temperature:
@@ -95,6 +103,7 @@ class GMLLoss(nn.Module):
         self.prior_strength = float(prior_strength)
         self.exclude_own_key = exclude_own_key
         self.max_similarities = max_similarities
+        self.kernel = kernel
         self.counted = torch.zeros((), dtype=torch.int64)
         self.information = torch.full((), torch.nan)
 
@@ -130,6 +139,11 @@ class GMLLoss(nn.Module):
         self._check(queries, labels, keys, offsets, query_ids, key_ids, key_mask)
         dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
         log_prior = weighted_log_prior(self.class_counts, self.prior_strength, dtype)
+        rows = max(1, self.max_similarities // max(1, len(keys))) if self.max_similarities else len(queries)
+        fused = use_fused(self.kernel, queries, keys, key_mask)
+        log_odds = fused_label_log_odds if fused else label_log_odds
+        if fused and longest_class is None:
+            longest_class = 0  # the kernels need none
         label_class = LabelClass.find(labels, offsets, longest_class)._replace(
             query_ids=query_ids, key_ids=key_ids, exclude_own_key=self.exclude_own_key
         )
@@ -138,16 +152,17 @@ class GMLLoss(nn.Module):
             """Return loss, the temperature's copy of it, and how many samples counted in each, of some queries."""
             mask = key_mask[part] if key_mask is not None and key_mask.ndim == 2 else key_mask
             bias = key_bias(log_prior, offsets, len(keys), mask)
-            scaled = queries / log_temperature.detach().exp()
             # log p_y s(z|y) - log sum over c != y of p_c s(z|c), of which the loss is -log sigmoid.
-            odds, odds_without_own = label_log_odds(scaled, keys, log_temperature, bias, label_class.rows(part))
+            odds, odds_without_own = log_odds(queries, keys, log_temperature, bias, label_class.rows(part))
             (loss, counted), (term, term_counted) = _summed(odds), _summed(odds_without_own)
             return loss, term, counted, term_counted
 
         with torch.autocast(queries.device.type, enabled=False):
-            inputs = (queries.to(dtype), keys.to(dtype), self.log_temperature.to(dtype) + self._log_residual)
-            rows = max(1, self.max_similarities // max(1, len(keys))) if self.max_similarities else len(queries)
-            found = sums(*inputs, slice(None)) if rows >= len(queries) else in_chunks(sums, rows, *inputs)
+            log_temperature = self.log_temperature.to(dtype) + self._log_residual
+            if fused or rows >= len(queries):
+                found = sums(queries, keys, log_temperature, slice(None))
+            else:
+                found = in_chunks(sums, rows, queries.to(dtype), keys.to(dtype), log_temperature)
             loss, term, self.counted, term_counted = found
             loss, term = loss / self.counted.clamp(min=1), term / term_counted.clamp(min=1)
             self.information = self._bits(term.detach(), term_counted, known=query_ids is not None)

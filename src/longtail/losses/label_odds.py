@@ -77,13 +77,14 @@ def label_log_odds(
 ) -> tuple[Tensor, Tensor]:
     """Return the log odds of the label, with and without the query's own keys.
 
-    With logits ``x = queries @ keys.T + bias``, the odds are the sum of ``exp(x)`` over the label's class against
-    the sum over all other classes. Without own keys, the label's sum is rescaled to the keys that remain.
+    With logits ``x = queries @ keys.T / temperature + bias``, the odds are the sum of ``exp(x)`` over the label's class
+    against the sum over all other classes. Without own keys, the label's sum is rescaled to the keys that remain.
 
     Args:
-        queries: ``[B, D]`` unit vectors divided by the temperature.
-        keys: ``[K, D]``.
-        log_temperature: 0-d. No value depends on it; its gradient is that of the second log odds.
+        queries: ``[B, D]`` unit vectors.
+        keys: ``[K, D]`` unit vectors.
+        log_temperature: 0-d, of the dtype to compute in. The first log odds take it for a constant, the second take
+            the queries and keys for constants.
         bias: ``[K]`` or ``[B, K]``, see ``key_bias``.
         label_class: the keys of each query's label.
 
@@ -92,7 +93,8 @@ def label_log_odds(
         equal without ids or with ``exclude_own_key``. -inf where the label's class has no key that counts, +inf
         where no other class has. The gradients are exact; there are no second derivatives.
     """
-    odds, others = _LabelLogOdds.apply(queries, keys, log_temperature, bias, label_class)
+    dtype = log_temperature.dtype
+    odds, others = _LabelLogOdds.apply(queries.to(dtype), keys.to(dtype), log_temperature, bias, label_class)
     return odds, others
 
 
@@ -103,7 +105,8 @@ class _LabelLogOdds(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, log_temperature: Tensor, bias: Tensor, label_class: LabelClass
     ) -> tuple[Tensor, Tensor]:
-        queries = queries / LN2
+        to_base_2 = (-log_temperature).exp() / LN2
+        queries = queries * to_base_2
         # The lowest finite number stays what it is: divided by ln 2 it would be infinite.
         bias = (bias / LN2).clamp_(min=torch.finfo(bias.dtype).min)
         logits = _biased_products(queries, keys, bias)
@@ -111,19 +114,19 @@ class _LabelLogOdds(torch.autograd.Function):
         parts = [slice(first, first + rows) for first in range(0, max(1, len(logits)), rows)]
         found = [_odds(logits[part], label_class.rows(part)) for part in parts]
         odds, others, shift, scale = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
-        ctx.save_for_backward(queries, keys, logits, shift, scale)
+        ctx.save_for_backward(queries, keys, logits, shift, scale, to_base_2)
         return odds * LN2, others * LN2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, gradient_of_others: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, weights, shift, scale = ctx.saved_tensors
+        queries, keys, weights, shift, scale, to_base_2 = ctx.saved_tensors
         by_query, by_key, by_temperature = ctx.needs_input_grad[:3]
         for_queries = for_keys = for_temperature = None
         if by_query or by_temperature:
             pulled = weights @ keys  # [B, D]
             if by_query:
-                for_queries = (gradient * scale)[:, None] * pulled
+                for_queries = (LN2 * to_base_2 * gradient * scale)[:, None] * pulled
             if by_temperature:
                 # queries . pulled is the mean logit over the other classes less that over the label's.
                 slope = shift - (queries * pulled).sum(1) * scale
