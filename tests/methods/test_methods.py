@@ -161,6 +161,8 @@ def test_with_a_cache_the_teacher_is_asked_once_for_all_keys(tiny_config, tiny_s
         slots = (method.queue.features == feature).all(1)
         assert method.queue.ids[slots].tolist() == [sample]
     assert list(method(batch, 0.0)) == ["classifier", "gml"]
+    with pytest.raises(UserError, match=r"teacher\.cache 1000000000 keeps .* GiB of memory are free"):
+        get_method("gml").check(tiny_config(teacher__cache=10**9), tiny_splits.train)
     with pytest.raises(UserError, match=r"teacher\.cache"):
         get_method("gml").check(tiny_config(teacher__cache=2, teacher__kind="momentum"), tiny_splits.train)
 

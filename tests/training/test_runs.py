@@ -168,6 +168,30 @@ def test_many_bad_steps_end_the_run_with_the_last_good_state(tmp_path, tiny_conf
         assert torch.equal(state[f"method.encoder.{name}"], value)
 
 
+def test_a_run_that_diverges_at_the_end_of_an_epoch_resumes_into_the_next(
+    tmp_path, tiny_config, tiny_splits, monkeypatch
+):
+    """The epoch is written before the state: after the fault is gone, its figures do not enter the next one's."""
+    real, taken = GML.forward, 0
+
+    def forward(self, batch, progress):
+        nonlocal taken
+        taken += 1
+        losses = real(self, batch, progress)
+        if taken in (3, 4):  # the last two steps of the student's first epoch
+            losses["classifier"] = losses["classifier"] * float("nan")
+        return losses
+
+    monkeypatch.setattr(GML, "forward", forward)
+    config = tiny_config(checkpoint__bad_steps=2)
+    with pytest.raises(Diverged):
+        run(tmp_path / "run", config, tiny_splits)
+    run(tmp_path / "run", config, tiny_splits, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [(line["epoch"], line["steps_taken"]) for line in lines if line["stage"] == "student" and "lr" in line]
+    assert epochs == [(1, 2), (2, 4)]
+
+
 def test_a_rate_far_too_high_ends_in_a_sentence_not_in_nan(tmp_path, tiny_config, tiny_splits):
     config = tiny_config(optimiser__lr=1000.0, optimiser__weight_decay=1e-3, optimiser__ema=0.9, epochs=8)
     with contextlib.suppress(Diverged):

@@ -153,6 +153,8 @@ def test_a_step_never_reads_from_its_device(name, changes, tiny_config, tiny_spl
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     method, loader, config = build(name, tiny_config(**changes), tiny_splits)
     batch = loader.load(0, 0)
+    if name == "cross_entropy":  # an encoder without BatchNorm: its statistics are none, on whatever device
+        method.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 128))
     method = method.to("meta")
     views = {view: pixels.to("meta") for view, pixels in batch.views.items()}
     optimiser = Idle(method.param_groups(), lr=0.1)
@@ -192,6 +194,7 @@ def test_a_captured_step_trains_as_the_step_itself(tiny_config, tiny_splits):
     assert (recorder.warm, recorder.recorded) == (WARM_UP, 1)
     for (name, value), other in zip(method.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
+    assert captured._replay is not None
     with pytest.raises(ValueError, match="one shape"):
         captured(Batch({k: v[:4] for k, v in batch.views.items()}, batch.labels[:4], batch.ids[:4]), 0.0)
 
@@ -212,3 +215,15 @@ def test_a_step_that_cannot_be_captured_goes_on_and_says_so(tiny_config, tiny_sp
         "the step could not be captured (operation not permitted when stream is capturing); "
         "it runs uncaptured, which is slower."
     ]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_step_depends_on_progress_only_if_the_method_says_so(name, tiny_config, tiny_splits):
+    """A captured step is given NaN for it; a method that does not say so must not mind."""
+    method, loader, _ = build(name, tiny_config(), tiny_splits)
+    if method.uses_progress:
+        pytest.skip("it says that it does, and is never captured")
+    batch = loader.load(0, 0)
+    losses = [copy.deepcopy(method)(batch, progress) for progress in (0.1, math.nan)]
+    for one, other in zip(losses[0].values(), losses[1].values(), strict=True):
+        assert torch.equal(one, other)

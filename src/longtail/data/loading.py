@@ -86,6 +86,7 @@ class ResidentLoader:
         device: where views are made.
         home: where the images live: ``device`` or the CPU. None = on the device if they fit.
         steps_at_once: steps whose views are made together; None = as many as the device likes.
+        fetched: views that no batch holds, but that ``fetch`` may be asked for.
 
     Attributes:
         home: where the images live.
@@ -101,20 +102,22 @@ class ResidentLoader:
         device: torch.device,
         home: torch.device | None = None,
         steps_at_once: int | None = None,
+        fetched: dict[str, View] | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(images)} images")
         self.notice: str | None = None
         if home is None:
-            # One image shown many times takes the memory of one.
-            needed = min(images.images.nbytes, images.images.untyped_storage().nbytes())
+            # One image shown many times takes the memory of one, but only where it lies already.
+            shown = images.images.untyped_storage().nbytes() if images.images.device == device else images.images.nbytes
+            needed = min(images.images.nbytes, shown)
             home, self.notice = image_home(needed, free_memory(device), device)
         self.home, self.device = home, device
         self.images = images.images.to(home)
         self.labels = images.labels.to(device)
         if device.type == "cpu":
             keep_freed_memory()
-        self.views = views
+        self.views, self._fetched = views, fetched or {}
         self.batch_size = batch_size
         self.seed = seed
         self.steps_per_epoch = len(images) // batch_size
@@ -190,7 +193,9 @@ class ResidentLoader:
         for number in sorted(set(rounds.tolist())):
             at = (rounds == number).nonzero().squeeze(1)
             chosen = there[at.to(there.device)]
-            made = self.views[view](self._pixels(chosen), chosen.to(device), self.seed, -1 - int(number), view)
+            made = (self.views | self._fetched)[view](
+                self._pixels(chosen), chosen.to(device), self.seed, -1 - int(number), view
+            )
             out = made.new_empty(len(ids), *made.shape[1:]) if out is None else out
             out[at.to(device)] = made
         if out is None:

@@ -204,6 +204,7 @@ class StreamingLoader:
         epochs: of the training; nothing is decoded ahead beyond its end.
         workers: processes that decode; 0 = the training decodes itself.
         prefetch: batches that each worker prepares ahead.
+        fetched: views that no batch holds, but that ``fetch`` may be asked for.
     """
 
     def __init__(
@@ -216,10 +217,12 @@ class StreamingLoader:
         epochs: int,
         workers: int = 0,
         prefetch: int = 4,
+        fetched: dict[str, View] | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(files):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(files)} images")
         self.files, self.views, self.batch_size, self.seed, self.epochs = files, views, batch_size, seed, epochs
+        self._fetched = fetched or {}
         self.labels = files.labels.to(device)
         self.workers, self.prefetch = workers, prefetch
         self.steps_per_epoch = len(files) // batch_size
@@ -258,8 +261,9 @@ class StreamingLoader:
         ``rounds [M]`` numbers the fresh views of one image; they are keyed as epochs before the first (-1, -2, ...).
         """
         device = self.labels.device
-        one, wanted, numbers = {view: self.views[view]}, ids.cpu(), rounds.cpu()
-        side = needed_side(self.files.framing, self.views)
+        known = self.views | self._fetched
+        one, wanted, numbers = {view: known[view]}, ids.cpu(), rounds.cpu()
+        side = needed_side(self.files.framing, known)
         out: Tensor | None = None
         with ThreadPoolExecutor(max(self.workers, 1)) as pool:
             for number in sorted(set(numbers.tolist())):

@@ -20,13 +20,17 @@ from torch import Tensor
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
 from longtail.data.keyed import derive_seed
-from longtail.data.loading import Batch
+from longtail.data.loading import Batch, free_memory
+from longtail.data.memory import available_bytes
 from longtail.errors import UserError
 from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
 from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher, TeacherCache
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
-from longtail.models import Classifier, CosineHead, ProjectionHead
+from longtail.models import Classifier, CosineHead, ProjectionHead, build_encoder, feature_dim
+
+CACHE_SHARE = 0.5
+"""Of the free memory that cached features of a teacher may take."""
 
 
 class GML(Method):
@@ -122,6 +126,8 @@ class GML(Method):
             raise UserError(
                 "--teacher.cache keeps features of a frozen teacher; those of --teacher.kind momentum change."
             )
+        if config.teacher.cache:
+            check_cache(config, train)
         if config.teacher.run is None:
             return
         if config.folds is not None:
@@ -209,6 +215,20 @@ class GML(Method):
     def classifier(self) -> Classifier:
         """Student encoder and cosine head; projections, queue and teacher stay behind."""
         return self.context.build_classifier(self.encoder, self.head, self.options.prior_strength)
+
+
+def check_cache(config: TrainConfig, train: LabelledImages) -> None:
+    """Raise :class:`UserError` if the features that ``--teacher.cache`` keeps do not fit into memory."""
+    with torch.device("meta"):
+        encoder = build_encoder(resolved(config.teacher.backbone), train.channels, train.image_size)
+    needed = 4 * len(train) * config.teacher.cache * feature_dim(encoder)
+    device = torch.device(config.device)
+    free = available_bytes() if device.type == "cpu" else free_memory(device)
+    if free is not None and needed > CACHE_SHARE * free:
+        raise UserError(
+            f"--teacher.cache {config.teacher.cache} keeps {needed / 2**30:.1f} GiB of features ({len(train)} images), "
+            f"but {free / 2**30:.1f} GiB of memory are free; use fewer views, or 0."
+        )
 
 
 def check_teacher(teacher: Classifier, config: TrainConfig, train: LabelledImages) -> None:

@@ -29,6 +29,7 @@ from longtail.metrics import (
     predict_with_confidence,
     prior_weights,
 )
+from longtail.metrics.inputs import row_blocks
 from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
 from longtail.training.evaluation import Evaluation, collect_logits
@@ -139,7 +140,8 @@ def with_validation(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -
         }
     if "tau" in calibration:
         strength, edges = float(calibration["tau"]), evaluation.figures["group_edges"]
-        predictions = adjusted_logits(logits, logit_prior.cpu(), strength).argmax(dim=1)
+        prior = logit_prior.cpu()
+        predictions = torch.cat([adjusted_logits(part, prior, strength).argmax(1) for _, part in row_blocks(logits)])
         recall = class_recall(predictions, labels, logits.shape[1])
         counts = torch.tensor(evaluation.figures["class_counts"])
         added["post_hoc"] = {

@@ -8,6 +8,7 @@ its batch from fixed tensors, so that the shapes must stay the same and the step
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -36,19 +37,21 @@ class CudaRecorder:
     """Records a CUDA graph on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run ``work`` on the stream of the recording, so that what autograd remembers of streams fits it."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return the replay of a graph of ``work``."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # What other threads do meanwhile (a loader pins memory) is none of the recording's business.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
@@ -62,7 +65,8 @@ class CapturedStep:
     """A step that is recorded after a few calls and replayed from then on.
 
     Args:
-        step: what a step does; it must not depend on ``progress``.
+        step: what a step does. It must not depend on ``progress`` and is given NaN, so that one that does is refused
+            from its first step instead of staying where it was recorded.
         recorder: how the device records.
         say: told once, in a sentence, if the step cannot be recorded; it then goes on as it is.
     """
@@ -81,12 +85,12 @@ class CapturedStep:
             return
         if self._seen < WARM_UP:
             self._seen += 1
-            self._recorder.warm_up(lambda: self._step(batch, progress))
+            self._recorder.warm_up(lambda: self._step(batch, math.nan))
             return
         if self._replay is None:
             self._batch = fixed = _map(lambda tensor: tensor.clone(), batch)
             try:
-                self._replay = self._recorder.record(lambda: self._step(fixed, progress))
+                self._replay = self._recorder.record(lambda: self._step(fixed, math.nan))
             except RuntimeError as error:
                 self._gave_up, self._batch = True, None
                 reason = str(error).splitlines()[0].rstrip(".")

@@ -10,9 +10,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-LARGEST_GRADIENT = 1e15
-"""A gradient norm above this counts as overflow: squared (AdamW) or times a learning rate it would leave float32."""
-
 
 class Diverged(RuntimeError):
     """Several steps in a row were not finite; the last good state is kept."""
@@ -32,7 +29,8 @@ class NormStatistics:
     A non-finite forward pass has already entered them when the loss is seen.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._none = torch.zeros((), device=device)
         layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
         self._live = [buffer for layer in layers for buffer in layer.buffers()]
         self._kept = [buffer.clone() for buffer in self._live]
@@ -51,7 +49,8 @@ class NormStatistics:
 
     def size(self) -> Tensor:
         """Return the L2 norm of all statistics: not finite if one of them is not."""
-        return nn.utils.get_total_norm([buffer for buffer in self._live if buffer.is_floating_point()])
+        floating = [buffer for buffer in self._live if buffer.is_floating_point()]
+        return nn.utils.get_total_norm(floating) if floating else self._none
 
 
 class StopRequest:

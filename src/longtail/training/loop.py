@@ -93,14 +93,15 @@ class StageRun:
         self.context, self.job, self.config, self.stage = context, job, config, stage
         self.seed = derive_seed(config.seed, stage.name)
         torch.manual_seed(derive_seed(self.seed, "init"))
-        # Channels last: the same figures in less time (benchmarks/precision.py).
+        # Channels last: the same figures in less time (benchmarks/step.py).
         self.method: Method = get_method(stage.method).build(context)
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
         views = {name: self._view(recipe) for name, recipe in self.method.views.items()}
         if self.method.sampler != "instance":
             raise ValueError(f"sampler {self.method.sampler!r} of method {stage.method!r} is not known")
-        self.loader = self._make_loader(views)
+        fetched = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
+        self.loader = self._make_loader(views, fetched)
         self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         decay = config.optimiser.ema
@@ -118,17 +119,16 @@ class StageRun:
         )
         self.take_step = self._maybe_captured(self.training_step)
         self._saved_at = self._looked_at = time.monotonic()
-        self._fill_memory(views, fresh=restored is None)
+        self._diverged: str | None = None
+        self._fill_memory(fresh=restored is None)
         if restored is not None:
             self._restore(*restored)
 
-    def _fill_memory(self, views: dict[str, View], fresh: bool) -> None:
-        also = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
-        source = self._make_loader(views | also) if also else self.loader
+    def _fill_memory(self, fresh: bool) -> None:
         with self.training_step.autocast():
-            self.method.recompute(source.fetch, source.labels)
+            self.method.recompute(self.loader.fetch, self.loader.labels)
             if fresh:
-                self.method.prepare(source.fetch, source.labels)
+                self.method.prepare(self.loader.fetch, self.loader.labels)
 
     @property
     def total_steps(self) -> int:
@@ -160,6 +160,10 @@ class StageRun:
                 self.job.progress.step(self.step, rate, self.training_step.sums.so_far)
                 if last:
                     self._end_epoch(epoch + 1, rate)
+                if self._diverged is not None:
+                    # Not before the epoch's end is written: a state on the border of two belongs to the later one.
+                    self.save()
+                    raise Diverged(self._diverged)
                 if self.job.stop.received is not None:
                     self.save()
                     raise Interrupted(
@@ -178,10 +182,10 @@ class StageRun:
     def _view(self, recipe: str) -> View:
         return build_view(recipe, self.context.mean, self.context.std)
 
-    def _make_loader(self, views: dict[str, View]) -> ResidentLoader | StreamingLoader:
+    def _make_loader(self, views: dict[str, View], fetched: dict[str, View]) -> ResidentLoader | StreamingLoader:
         train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
         if isinstance(train, ImageSet):
-            resident = ResidentLoader(train, views, batch_size, self.seed, device)
+            resident = ResidentLoader(train, views, batch_size, self.seed, device, fetched=fetched)
             if resident.notice is not None:
                 self.job.progress.say(resident.notice)
             return resident
@@ -190,7 +194,7 @@ class StageRun:
         loading = self.config.loading
         workers = default_workers(device) if loading.workers is None else loading.workers
         return StreamingLoader(
-            train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch
+            train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch, fetched
         )
 
     def _maybe_captured(self, step: TrainingStep) -> Step:
@@ -217,8 +221,7 @@ class StageRun:
         record = {"stage": self.stage.name, "skipped_step": bad.last, "epoch": epoch, "why": bad.why}
         self.job.log.write({**record, "skipped": bad.count})
         if bad.in_row >= self.config.checkpoint.bad_steps:
-            self.save()
-            raise Diverged(
+            self._diverged = (
                 f"{bad.in_row} steps in a row were not finite, the last: {text}. The last good state is "
                 f"kept in {self.job.checkpoints.folder}; start anew with a lower "
                 "--optimiser.lr or with --optimiser.clip_norm 1."

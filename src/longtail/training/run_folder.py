@@ -32,7 +32,7 @@ _FILES = (
 _MOST_SKIPPED = 1000
 _LEFTOVER = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))})\.\d+\.tmp$")
 _FOLD = re.compile(r"fold-\d+$")
-_MAY_CHANGE = ("out", "device", "loading.workers", "loading.prefetch")
+_MAY_CHANGE = ("out", "device", "capture", "loading.workers", "loading.prefetch")
 """Options that a resumed run may be given anew: they change where it runs and who is told, not what it computes."""
 _MAY_CHANGE_GROUPS = ("checkpoint.", "tracking.")
 
@@ -189,8 +189,9 @@ def check_same_options(saved: TrainConfig, given: dict[str, Any], path: Path) ->
     """Raise if an option given for a resumed run differs from what it was started with."""
     have = flatten(saved)
     for key, value in given.items():
-        # What "auto" and "hub" named when the run was started stays; so does a bare tag.
+        # What "auto", "hub" and "fastest" named when the run was started stays; so does a bare tag.
         named = value == "auto" and key in ("pretrained", "teacher.pretrained", "device", "precision")
+        named = named or (key == "precision" and value == "fastest")
         if key.endswith("pretrained") and have[key] != "none":
             named = named or value == "hub" or str(have[key]).endswith(f".{value}")
         if not may_change(key) and value is not None and not named and have.get(key) != value:

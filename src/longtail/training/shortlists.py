@@ -103,7 +103,8 @@ def calibrate_shortlist(
     New images are taken to have the class frequencies ``prior``, without it those of the training data: validation
     images are weighted by that over their own frequency of their class (Podkopaev and Ramdas 2021). Their own are not
     taken as they are, because of rare classes at least one whole image is held out, which is more than their share.
-    Only ``"class"`` without ``prior`` needs no weights: its promise is to each class.
+    Only ``"class"`` without ``prior`` has no weights: its promise is to each class, within which all weigh the same
+    (classes taken together count as often as they are among the validation images).
 
     Args:
         held_out: the calibration images.

@@ -50,7 +50,7 @@ class TrainingStep:
         self.method, self.optimiser, self.average = method, optimiser, average
         self.device, self.bfloat16, self.clip_norm = device, bfloat16, clip_norm
         self.sums, self.guard = EpochSums(), StepGuard(first, device)
-        self._statistics = NormStatistics(method)
+        self._statistics = NormStatistics(method, device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision that the networks run in."""

@@ -55,8 +55,9 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
     """Time a few steps of each stage, and return what the stages would take. Nothing is written or downloaded.
 
     The steps are real but for the pixels, which are noise; files that are streamed are decoded for a moment, too. A
-    step is taken to grow in proportion to its images, and the queue of GML to cost a forward pass a slot. Checkpoints,
-    evaluation, and the first decoding of files that stay in memory are left out: a few per cent.
+    step is taken to grow in proportion to its images, and the queue of GML to cost a forward pass a slot (a cache of its
+    teacher's features, one a view of each image). Checkpoints, evaluation, and the first decoding of files that stay in
+    memory are left out: a few per cent.
 
     Args:
         config: resolved options.
@@ -86,8 +87,9 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
             seconds, timed_batch = _timed_steps(method, config, noise, views, device, budget / len(stages))
             step = min(seconds) * batch / timed_batch  # other programs hold up some of them
             whole = steps * _beside(step, decoding * batch, device)
-            if isinstance(method, GML):
-                whole += resolved(config.queue.capacity) * _beside(_FORWARD_SHARE * step / batch, decoding, device)
+            if isinstance(method, GML) and method.contrasts:
+                asked = config.teacher.cache * images if config.teacher.cache else resolved(config.queue.capacity)
+                whole += asked * _beside(_FORWARD_SHARE * step / batch, decoding, device)
             times.append(StageTime(stage.name, stage.epochs, steps, len(seconds), timed_batch, whole))
             finished[stage.name] = method.classifier()
     return times
@@ -110,12 +112,12 @@ def _timed_steps(
 ) -> tuple[list[float], int]:
     """Return the seconds of some steps, and how many images each had."""
     small = min(_SMALLEST_BATCH, resolved(config.batch_size))
-    steps = _steps(method, config, ResidentLoader(noise, views, small, config.seed, device), device)
+    steps = _steps(method, config, ResidentLoader(noise, views, small, config.seed, device, steps_at_once=1), device)
     next(steps)  # the first step also allocates and plans
     whole = min(next(steps), next(steps)) * resolved(config.batch_size) / small
     share = min(1.0, budget / (whole * (_FEWEST_STEPS + 1)))
     batch = max(small, int(share * resolved(config.batch_size)))
-    steps = _steps(method, config, ResidentLoader(noise, views, batch, config.seed, device), device)
+    steps = _steps(method, config, ResidentLoader(noise, views, batch, config.seed, device, steps_at_once=1), device)
     next(steps)
     began, seconds = time.monotonic(), [next(steps)]
     while len(seconds) < _MOST_STEPS and time.monotonic() - began + seconds[-1] < 0.6 * budget:
