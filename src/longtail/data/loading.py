@@ -170,7 +170,7 @@ class ResidentLoader:
         """Return the images at ``ids``, which are where the images are, on the device."""
         if self.home == self.device:
             return self.images.index_select(0, ids)
-        pinned = self.device.type == "cuda"  # what is not pinned, the host waits for
+        pinned = self.device.type != "cpu"  # what is not pinned, the host waits for
         chosen = torch.empty(len(ids), *self.images.shape[1:], dtype=torch.uint8, pin_memory=pinned)
         return torch.index_select(self.images, 0, ids, out=chosen).to(self.device, non_blocking=True)
 
