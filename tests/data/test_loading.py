@@ -67,7 +67,7 @@ def test_a_batch_that_does_not_fit_is_refused(tiny_splits):
 @pytest.mark.parametrize("home", [CPU, HOST])
 @pytest.mark.parametrize("steps", [None, 1, 3])
 def test_steps_made_together_are_those_made_one_by_one(tiny_splits, steps, home):
-    """In order, from the middle of an epoch as a resumed run, again, and back: 4 steps an epoch."""
+    """In order, from the middle of an epoch as a resumed run does, again, and back. An epoch has 4 steps."""
     made = loader(tiny_splits, steps_at_once=steps, home=home)
     for place in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (3, 2), (3, 3), (4, 0), (4, 0), (1, 1), (1, 3)]:
         alone = loader(tiny_splits, steps_at_once=1)

@@ -286,6 +286,17 @@ def test_small_images_go_through_every_recipe(recipe: str, height: int, width: i
     assert result.isfinite().all()
 
 
+@pytest.mark.parametrize("recipe", ["light", "shift", "cifar", "cifar_trivial", "cifar_rand"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 17), (17, 1), (3, 200), (2, 2)])
+def test_small_images_are_never_lost_as_a_whole(recipe: str, height: int, width: int) -> None:
+    """A crop or a hole that can cover all of an image would train on nothing."""
+    white = torch.full((300, 3, height, width), 255, dtype=torch.uint8)
+    result = build_view(recipe, *stats(3)).augment(white, torch.arange(300), 0, 0, "query")
+    kept = (result > 0).flatten(1).any(dim=1).double().mean()
+    # An inverted white image is black, and TrivialAugment moves by up to 32 pixels.
+    assert kept == 1 if recipe in ("light", "shift") else kept > 0.5
+
+
 def test_recipes_have_their_parts() -> None:
     """Of a coloured picture: the contrast recipe makes some gray, the classifier's hardly any; `photo` stays mild."""
     image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)

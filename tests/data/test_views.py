@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +119,12 @@ def test_unknown_recipe_names_the_near_one() -> None:
 def test_recipes_are_described_in_one_line() -> None:
     assert {"none", "light", "shift", "cifar", "tiny"} <= set(RECIPES)
     assert all(text and "\n" not in text for text in view_recipes().values())
+
+
+def test_recipes_are_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "your-images.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", guide, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(RECIPES)
 
 
 def test_wrong_inputs_are_refused() -> None:

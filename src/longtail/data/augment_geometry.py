@@ -135,11 +135,23 @@ def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
     Bilinear between pixel centres, to the nearest level. What lies beyond a box has no influence, as if it had been
     cut out first; a box is never larger than its image, so that nothing needs smoothing.
     """
+    batch, channels, rows, columns = images.shape
     y, x = _centres(images, widest_float(images.device))
     left, top, width, height = boxes[:, :, None, None].unbind(1)
-    x = left + (x * (width / images.shape[-1])).clamp(min=0.5).minimum(width - 0.5)
-    y = top + (y * (height / images.shape[-2])).clamp(min=0.5).minimum(height - 0.5)
-    return _sample_bilinear(images, x, y, 0)
+    x = left + (x * (width / columns)).clamp(min=0.5).minimum(width - 0.5) - 0.5
+    y = top + (y * (height / rows)).clamp(min=0.5).minimum(height - 0.5) - 0.5
+    # Every row of the image once along itself, then rows are mixed: a box is enlarged, so that one serves several.
+    first, to_right = torch.floor(x), torch.frac(x).float()[:, None]
+    place = first.long()[:, None].expand(-1, channels, rows, -1)
+    lines = images.gather(3, place).float()
+    lines.add_((images.gather(3, (place + 1).clamp_(max=columns - 1)).float() - lines).mul_(to_right))
+    first, to_below = torch.floor(y), torch.frac(y).float()[:, None]
+    start = torch.arange(0, batch * channels * rows, rows, device=images.device).view(batch, channels, 1)
+    row = first.long()[:, None, :, 0]
+    flat, shape = lines.view(-1, columns), images.shape
+    upper = flat.index_select(0, (start + row).view(-1)).view(shape)
+    lower = flat.index_select(0, (start + (row + 1).clamp_(max=rows - 1)).view(-1)).view(shape)
+    return to_levels(lower.sub_(upper).mul_(to_below).add_(upper).add_(0.5).clamp_(0, 255))
 
 
 def rotation_maps(degrees: Tensor, height: int, width: int, scale: Tensor | None = None) -> Tensor:

@@ -70,9 +70,12 @@ def between(uniform: Tensor, low: float, high: float) -> Tensor:
 
 
 def random_crop_flip(images: Tensor, draws: Draws, flip_probability: float = 0.5) -> Tensor:
-    """Zero-pad by an eighth of each side (4 at 32, at least 1), crop back at random, mirror at random."""
+    """Zero-pad by an eighth of each side (4 at 32, at least 1), crop back at random, mirror at random.
+
+    A side of one pixel is not padded: the crop would miss it.
+    """
     height, width = images.shape[-2:]
-    rows, columns = max(1, height // 8), max(1, width // 8)
+    rows, columns = (min(max(1, side // 8), side // 2) for side in (height, width))
     top, left, flip = draws.uniform("crop_flip", 3)
     return geometry.shift_flip(
         images,
@@ -86,10 +89,11 @@ def random_crop_flip(images: Tensor, draws: Draws, flip_probability: float = 0.5
 def random_cutout(images: Tensor, draws: Draws) -> Tensor:
     """Blacken one square of half the shorter side (16 at 32), clipped at the border (DeVries & Taylor 2017).
 
-    The centre is uniform over the pixels; the square starts length // 2 before it.
+    The centre is uniform over the pixels; the square starts length // 2 before it. Where a side is one pixel long there
+    is no square.
     """
     height, width = images.shape[-2:]
-    length = max(1, min(height, width) // 2)
+    length = min(height, width) // 2
     centre_y, centre_x = draws.uniform("cutout", 2)
     from_first_row = torch.arange(height, device=images.device) + length // 2 - whole(centre_y, height)[:, None]
     from_first_column = torch.arange(width, device=images.device) + length // 2 - whole(centre_x, width)[:, None]

@@ -55,8 +55,8 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
     """Time a few steps of each stage, and return what the stages would take. Nothing is written or downloaded.
 
     The steps are real but for the pixels, which are noise; files that are streamed are decoded for a moment, too. A
-    step is taken to grow in proportion to its images, and the queue of GML to cost a forward pass a slot (a cache of its
-    teacher's features, one a view of each image). Checkpoints, evaluation, and the first decoding of files that stay in
+    step is taken to grow in proportion to its images, and the queue of GML to cost a forward pass a slot (its
+    teacher's cache, one a view of each image). Checkpoints, evaluation, and the first decoding of files that stay in
     memory are left out: a few per cent.
 
     Args:
