@@ -30,6 +30,7 @@ from torch import Tensor
 
 import measuring
 from longtail.losses import GMLLoss
+from longtail.losses.label_odds_fused import Kernel
 
 # Batch, keys, classes, dimension: the sizes of iNaturalist 2018, ImageNet-LT and CIFAR-100-LT.
 SIZES = [(128, 32768, 8142, 1024), (128, 16384, 1000, 1024), (128, 4096, 100, 32)]
@@ -94,8 +95,8 @@ def contestants(problem: Problem) -> dict[str, Callable[[Tensor, Tensor], Tensor
     ids = {"query_ids": problem.query_ids, "key_ids": problem.key_ids}
     place = {"offsets": problem.offsets, "longest_class": int(problem.lengths.max())}
 
-    def loss(kernel: str, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        module = GMLLoss(problem.lengths, TEMPERATURE, **options).to(device)
+    def loss(kernel: Kernel, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        module = GMLLoss(problem.lengths, TEMPERATURE, kernel=kernel, **options).to(device)
         given = place | (ids if options else {})
         return lambda queries, keys: module(queries, problem.labels, keys, **given)
 

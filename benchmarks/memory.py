@@ -8,16 +8,16 @@
 - parts: ``max_similarities`` of 4 million; each part's gradients taken at once (three products)
 - recomputed: the same parts through ``torch.utils.checkpoint`` (four products), the other way to bound memory
 
-Every run is a process of its own, the ways in turn, after one run of 64 queries to load the libraries. Memory is what
-the process' largest resident size (on a GPU: the allocator's largest) grew by during the run, beyond the inputs.
+Every run is a process of its own, the ways in turn, after one run of 64 queries to load the libraries. Memory is the
+largest resident size during the run (Linux counts it; on a GPU: the allocator's largest) less what was there before it.
 The ways' gradients are compared first, on 512 queries; the exit code is 1 if they differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,12 +61,10 @@ def way(name: str, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
     return recomputed
 
 
-def grown(device: torch.device) -> int:
-    """Return the largest memory so far, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def resident(which: str) -> int:
+    """Return this process' resident memory in bytes: ``VmRSS`` now, ``VmHWM`` the largest since it was forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(which))
 
 
 def one_run(name: str, size: tuple[int, int, int, int], seed: int, device: torch.device) -> dict[str, float]:
@@ -75,9 +73,16 @@ def one_run(name: str, size: tuple[int, int, int, int], seed: int, device: torch
     differentiate(way(name, small), small)
     problem = Problem.draw(*size, seed, device)
     loss = way(name, problem)
-    before = grown(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
+        before = resident("VmRSS")
     spent = measuring.seconds(lambda: differentiate(loss, problem), device)
-    return {"seconds": spent, "bytes": grown(device) - before}
+    largest = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident("VmHWM")
+    return {"seconds": spent, "bytes": largest - before}
 
 
 def disagreement(size: tuple[int, int, int, int], seed: int, device: torch.device) -> float:
@@ -132,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.repeats < 5:
         parser.error("--repeats must be at least 5")
+    if options.device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
+        parser.error("the memory of a process is read from /proc, which only Linux has; use --device cuda")
     results = []
     for size in QUICK_SIZES if options.quick else SIZES:
         figures = measure(size, options)

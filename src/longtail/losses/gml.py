@@ -45,9 +45,10 @@ class GMLLoss(nn.Module):
             times that with what is made of them. Queries are then taken in parts of ``max_similarities // K`` (at
             least one), with the same value and gradients up to rounding. None holds them all.
         kernel: ``"plain"`` tensor operations; ``"fused"`` Triton kernels on CUDA that never write the B x K
-            similarities (plain where they cannot: float64, D over 1024, a mask ``[B, K]``, no Triton); ``"auto"`` takes
-            the fused ones on CUDA for at least 64 million similarities and D up to 256. Neither has been timed on a
-            GPU yet, so that bound is a cautious guess. With half precision the fused gradients round to it.
+            similarities (plain where they cannot: float64, D over 1024, a mask ``[B, K]``, no Triton; D over 256 needs
+            the shared memory of an H100). ``"auto"`` takes the fused ones on CUDA from 64 million similarities on, up
+            to D 128: cautious guesses, for neither way has been timed on a GPU yet. In half precision the fused
+            gradients are rounded to it before they are summed, in float32.
 
     Attributes:
         counted: samples that counted in the last call, int64 0-d.

@@ -14,28 +14,39 @@ from longtail.losses.label_odds import LN2, LabelClass
 
 Kernel = Literal["auto", "plain", "fused"]
 WIDEST = 1024
-_MANY, _NARROW = 2**26, 256
+_MANY, _NARROW = 2**26, 128
 # Queries' blocks times splits of the keys: enough programs to fill any GPU, and few enough that the partial
 # gradients of the queries stay small. A constant, so that a sum has the same order whatever the device.
 _PROGRAMS = 512
 
 
-class Tiles(NamedTuple):
-    """Queries, keys and width of a tile, and the warps that share it."""
+class Tile(NamedTuple):
+    """Queries, keys and width of a tile."""
 
     rows: int
     keys: int
     width: int
-    warps: int
 
 
-def tiles(dim: int) -> Tiles:
+_WARPS = 8
+# Rows and keys up to each width. Chosen by what the compiler says for compute capability 9.0: the largest that spill
+# no registers (24 bytes at width 256, exact) and fit its shared memory. Products that are exact in float32 are not
+# made by tensor cores and need the registers for themselves.
+_TILES = {64: (64, 64), 128: (64, 32), 256: (32, 64), 512: (32, 32), 1024: (16, 16)}
+_EXACT_TILES = {64: (32, 32), 128: (16, 32), 256: (16, 32), 512: (16, 32), 1024: (16, 16)}
+
+
+def tile_of(dim: int, dtype: torch.dtype, precision: str) -> Tile:
     """Return the tile for features ``[*, dim]``: a program holds whole vectors, so wider ones leave room for fewer."""
     width = max(16, 1 << (dim - 1).bit_length())
-    for widest, rows, keys, warps in ((64, 64, 64, 4), (128, 64, 64, 8), (256, 32, 64, 8), (512, 32, 32, 8)):
-        if width <= widest:
-            return Tiles(rows, keys, width, warps)
-    return Tiles(16, 32, width, 8)
+    table = _EXACT_TILES if dtype == torch.float32 and precision == "ieee" else _TILES
+    rows, keys = next(tile for widest, tile in table.items() if width <= widest)
+    return Tile(rows, keys, width)
+
+
+def stages(tile: Tile) -> int:
+    """Return how many tiles of keys are on their way at once."""
+    return 1 if tile.width > 256 or (tile.rows < 64 and tile.keys < 64) else 2
 
 
 def use_fused(kernel: Kernel, queries: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
@@ -138,8 +149,8 @@ class _FusedLabelLogOdds(torch.autograd.Function):
             largest = gradient.abs().amax().clamp_(min=torch.finfo(torch.float32).tiny)
             sums = keys.new_empty(keys.shape, dtype=torch.float32)
             arriving = (gradient / largest).float().contiguous()
-            tiles_of_keys = -(-len(keys) // size["block_keys"])
-            key_kernel[tiles_of_keys,](*given, arriving, sums, *shape, without_own=without_own, **size)
+            programs = -(-len(keys) // size["block_keys"])
+            key_kernel[programs,](*given, arriving, sums, *shape, without_own=without_own, **size)
             for_keys = sums.mul_(LN2 * scale * largest).to(keys.dtype)
         return for_queries, for_keys, for_temperature, None, None
 
@@ -153,17 +164,18 @@ def _shape(queries: Tensor, keys: Tensor) -> tuple[int, int]:
 
 def _grid(queries: Tensor, keys: Tensor) -> tuple[dict[str, Any], int, int, int]:
     """Return the kernels' options, blocks of queries, splits of the keys, and keys a split."""
-    tile = tiles(queries.shape[1])
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    tile = tile_of(queries.shape[1], queries.dtype, precision)
     blocks, key_tiles = -(-len(queries) // tile.rows), -(-len(keys) // tile.keys)
     tiles_a_split = -(-key_tiles // max(1, _PROGRAMS // blocks))
     options = {
         "width": queries.shape[1],
-        "precision": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "precision": precision,
         "block_rows": tile.rows,
         "block_keys": tile.keys,
         "block_width": tile.width,
-        "num_warps": tile.warps,
-        "num_stages": 1 if tile.width > 256 else 2,
+        "num_warps": _WARPS,
+        "num_stages": stages(tile),
     }
     return options, blocks, -(-key_tiles // tiles_a_split), tiles_a_split * tile.keys
 
