@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tape import TapeRecorder
 from torch import nn
 
 from longtail.config import replace_options
@@ -14,6 +15,7 @@ from longtail.data.views import build_view
 from longtail.methods import METHODS, MethodContext, Stage, get_method
 from longtail.training.capture import WARM_UP, CapturedStep
 from longtail.training.ema import MovingAverage
+from longtail.training.guard import NormStatistics
 from longtail.training.optimisers import build_optimiser, set_rate
 from longtail.training.step import TrainingStep
 from longtail.training.step_record import EpochSums, StepGuard
@@ -227,3 +229,42 @@ def test_a_step_depends_on_progress_only_if_the_method_says_so(name, tiny_config
     losses = [copy.deepcopy(method)(batch, progress) for progress in (0.1, math.nan)]
     for one, other in zip(losses[0].values(), losses[1].values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimiser__name": "adamw"}, {"teacher__cache": 3}])
+def test_a_replay_of_the_operations_alone_trains_as_the_step_itself(changes, tiny_config, tiny_splits, monkeypatch):
+    """What a captured step must read anew lies in tensors: batch, rate, epoch, sums, averages, refusals."""
+    monkeypatch.setattr(NormStatistics, "restore", NormStatistics.put_back)  # as on a device
+    method, loader, config = build("gml", tiny_config(**changes), tiny_splits)
+    twin = copy.deepcopy(method)
+    ends = []
+    for trained, recorded in ((method, False), (twin, True)):
+        average = MovingAverage(nn.ModuleList([trained.encoder, trained.head]), 0.9)
+        step = step_of(trained, config, average, clip_norm=1.0)
+        for group in step.optimiser.param_groups:
+            group["lr"] = torch.zeros(())  # as on a device
+
+        def state(step=step, trained=trained, average=average):
+            kept = [value for values in step.optimiser.state.values() for value in values.values()]
+            guard = [step.guard._numbers, step.guard._last_checks, step.sums._sums, step.sums._steps]
+            return [*trained.parameters(), *trained.buffers(), *average.buffers(), *kept, *guard]
+
+        take = CapturedStep(step, TapeRecorder(state), pytest.fail) if recorded else step
+        means = []
+        for number in range(WARM_UP + 7):
+            epoch, within = divmod(number, loader.steps_per_epoch)
+            if within == 0:
+                trained.on_epoch(epoch / config.epochs)
+                means.append(step.sums.so_far())
+                step.sums.clear()
+            set_rate(step.optimiser, 0.1 / (1 + number))
+            batch = loader.load(epoch, within)
+            if number == WARM_UP + 3:
+                batch.views["classifier"] = torch.full_like(batch.views["classifier"], math.nan)
+            take(batch, 0.0)
+        refused = step.guard.look()
+        assert (refused.count, refused.last, refused.why) == (1, WARM_UP + 3, "loss 'classifier' is nan")
+        ends.append(({**trained.state_dict(), **average.state_dict()}, means))
+    assert ends[0][1] == ends[1][1]
+    for name, value in ends[0][0].items():
+        assert torch.equal(value, ends[1][0][name]), name

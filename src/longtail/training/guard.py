@@ -42,8 +42,11 @@ class NormStatistics:
 
     def restore(self, where: Tensor) -> None:
         """Put the remembered values back if ``where`` (bool, 0-d) is true, without reading it from a device."""
-        if where.device.type == "cpu" and not where:
-            return
+        if where.device.type != "cpu" or where:  # on the host reading costs nothing, and copying does
+            self.put_back(where)
+
+    def put_back(self, where: Tensor) -> None:
+        """Do what :meth:`restore` says by arithmetic alone, on whatever device."""
         for live, kept in zip(self._live, self._kept, strict=True):
             live.copy_(torch.where(where, kept, live))
 
