@@ -115,8 +115,8 @@ def test_no_device_literal_and_no_unpickling(module):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("cuda"):
             wrong.append((node.lineno, f"the device literal {node.value!r}"))
     # run_folder.py asks for the name of a device that it was given, for the record only; capture.py says which devices
-    # can record a step, which is taken as it is on all others; the fused kernels have the plain way beside them.
-    known = ("training/run_folder.py", "training/capture.py", "losses/label_odds_fused.py")
+    # can record a step, which is taken as it is on all others.
+    known = ("training/run_folder.py", "training/capture.py")
     wrong = [w for w in wrong if str(module) not in known or w[1] != "the device literal 'cuda'"]
     # weight_files.py is the one door for others' .pth files, through weights_only=True.
     if str(module) == "models/weight_files.py":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longtail.losses import GMLLoss, gml
+from longtail.losses import GMLLoss, gml, label_odds
 from longtail.losses.label_odds import LabelClass, label_log_odds
 
 TEMPERATURES = [1.0, 0.1, 0.05, 0.02, 0.005]
@@ -431,12 +431,18 @@ def test_nothing_is_read_back_on_the_way_back():
     assert log_temperature.grad.shape == ()
 
 
-def test_a_longest_class_that_is_given_changes_nothing():
+def test_a_longest_class_that_is_too_long_changes_nothing():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(10, 21, generator=generator, dtype=torch.float64)
     problem = Problem([12, 5, 1, 0, 3], batch=10)
-    loss = GMLLoss(problem.counts, 0.02, learn_temperature=True)
-    inputs = (problem.queries, problem.keys, loss.log_temperature)
-    read, given = (gradients(problem.call(loss, **problem.ids, longest_class=n), *inputs) for n in (None, 21))
-    torch.testing.assert_close(read, given, rtol=1e-12, atol=1e-14)
+    found = []
+    for longest in (12, 21, 40):  # the loss itself corrects it on a CPU
+        place = LabelClass.find(problem.labels, problem.offsets)._replace(longest=longest, **problem.ids)
+        weights = logits.clone()
+        odds, others, shift, scale = label_odds._odds(weights, place)
+        found.append([odds, others, shift, weights * scale[:, None]])
+    for longer in found[1:]:
+        torch.testing.assert_close(longer, found[0], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -448,6 +454,7 @@ def test_a_longest_class_that_is_given_changes_nothing():
         ({"class_counts": [1], "temperature": 0.0}, "temperature must be above 0"),
         ({"class_counts": [1], "temperature": -0.1}, "temperature must be above 0"),
         ({"class_counts": [1], "temperature": math.nan}, "temperature must be above 0"),
+        ({"class_counts": [1], "kernel": "fast"}, "kernel must be"),
         ({"class_counts": [1], "max_similarities": 0}, "max_similarities must be at least 1"),
     ],
 )
@@ -471,6 +478,7 @@ def test_bad_options_are_refused(options, message):
             r"key_ids must be integers \[5\]",
         ),
         ({"key_mask": torch.ones(4, dtype=torch.bool)}, "mask must be"),
+        ({"longest_class": 1}, "longest_class is 1, but a label's class has"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

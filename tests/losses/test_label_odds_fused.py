@@ -76,7 +76,8 @@ def calls(monkeypatch):
 
 LENGTHS = [40, 0, 1, 50, 9]
 CASES = [
-    *product([None, "kept", "excluded"], [False, True], [0.1, 0.005], [(5, 512)]),
+    *product([None, "kept", "excluded"], [False, True], [0.005], [(5, 512)]),
+    ("kept", True, 0.1, (5, 512)),
     ("kept", True, 0.005, (40, 4)),
     ("excluded", False, 0.02, (130, 6)),
 ]
@@ -88,10 +89,10 @@ def test_agrees_with_float64(ids, masked, temperature, size, monkeypatch, calls)
     # Few programs: several tiles a split and several splits.
     dim, programs = size
     monkeypatch.setattr(label_odds_fused, "_PROGRAMS", programs)
-    vectors, given = draw(LENGTHS, dim, 40, ids is not None, masked)
+    vectors, given = draw(LENGTHS, dim, 34, ids is not None, masked)
     options = {"temperature": temperature, "exclude_own_key": ids == "excluded"}
     wanted = outcome("plain", torch.float64, vectors, given, **options)
-    assert 0 < wanted[1] < 40
+    assert 0 < wanted[1] < 34
     assert wanted[3].norm() > 1e-3
     assert_near(outcome("fused", torch.float32, vectors, given, **options), wanted, 2e-5)
     assert calls == [1]
@@ -180,7 +181,7 @@ def test_which_way_is_taken(kernel, device, size, dtype, mask_shape, expected, m
 
     class Vectors:  # no GPU, so what is asked of tensors on one
         def __init__(self, *shape):
-            self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
+            self.shape, self.dtype, self.is_cuda = shape, dtype, device == "cuda"
 
         def __len__(self):
             return self.shape[0]

@@ -18,9 +18,9 @@ def in_chunks(sums: Sums, rows: int, queries: Tensor, keys: Tensor, log_temperat
     """Return ``sums`` over all queries, called on ``rows`` of them at a time; the memory is that of one call.
 
     The sums are scalars, so each part's gradients are known but for one factor, and are taken while its similarities
-    are at hand: three products a part, where recomputing them in the backward pass (``torch.utils.checkpoint``)
-    takes four and the powers twice: two thirds more time at 65,536 queries and 4096 to 16,384 keys. What stays until
-    the backward pass is one gradient of queries and one of keys.
+    are at hand: three products a part. Recomputing them in the backward pass (``torch.utils.checkpoint``) takes four
+    and the powers twice: two thirds more time at 65,536 queries, 4096 to 16,384 keys (``benchmarks/memory.py``). What
+    stays until the backward pass is one gradient of queries and one of keys.
 
     Args:
         sums: must depend on queries and keys through the loss only, on the log temperature through the term only.

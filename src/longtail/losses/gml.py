@@ -57,10 +57,9 @@ class GMLLoss(nn.Module):
             NaN without ids, or where no sample has a key of its class besides its own.
 
     Raises:
-        ValueError: counts not one-dimensional, negative or all zero; temperature not above 0,
-            max_similarities below 1, kernel unknown; in a call,
-            shapes or dtypes that do not fit, one kind of ids without the other, and (on the CPU) a label
-            out of range.
+        ValueError: counts not one-dimensional, negative or all zero; temperature not above 0; max_similarities
+            below 1; a kernel unknown; in a call, shapes or dtypes that do not fit, one kind of ids without the other,
+            and (on the CPU) a label out of range or a longest_class shorter than a label's class.
 
     Example:
         >>> loss = GMLLoss(torch.tensor([3, 1]), temperature=0.5)
@@ -134,8 +133,8 @@ class GMLLoss(nn.Module):
             query_ids: ``[B]`` sample of each query; -1 matches no key.
             key_ids: ``[K]`` sample of each key; -1 matches no query.
             key_mask: bool ``[K]`` or ``[B, K]``, True where a key counts.
-            longest_class: at least the number of keys of each label's class. None reads it back from the device;
-                given, nothing is read back, and a step can be captured as one graph.
+            longest_class: the number of keys of the longest class, or more. None reads it back from the device; given,
+                nothing is read back, and a step can be captured as one graph.
         """
         self._check(queries, labels, keys, offsets, query_ids, key_ids, key_mask)
         dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
@@ -144,10 +143,11 @@ class GMLLoss(nn.Module):
         fused = use_fused(self.kernel, queries, keys, key_mask)
         log_odds = fused_label_log_odds if fused else label_log_odds
         if fused and longest_class is None:
-            longest_class = 0  # the kernels need none
+            longest_class = len(keys)  # the kernels need none, so nothing is read back
         label_class = LabelClass.find(labels, offsets, longest_class)._replace(
             query_ids=query_ids, key_ids=key_ids, exclude_own_key=self.exclude_own_key
         )
+        needs_term = self.learn_temperature or query_ids is not None
 
         def sums(queries: Tensor, keys: Tensor, log_temperature: Tensor, part: slice) -> tuple[Tensor, ...]:
             """Return loss, the temperature's copy of it, and how many samples counted in each, of some queries."""
@@ -155,7 +155,8 @@ class GMLLoss(nn.Module):
             bias = key_bias(log_prior, offsets, len(keys), mask)
             # log p_y s(z|y) - log sum over c != y of p_c s(z|c), of which the loss is -log sigmoid.
             odds, odds_without_own = log_odds(queries, keys, log_temperature, bias, label_class.rows(part))
-            (loss, counted), (term, term_counted) = _summed(odds), _summed(odds_without_own)
+            loss, counted = _summed(odds)
+            term, term_counted = _summed(odds_without_own) if needs_term else (loss.detach(), counted)
             return loss, term, counted, term_counted
 
         with torch.autocast(queries.device.type, enabled=False):
@@ -166,15 +167,18 @@ class GMLLoss(nn.Module):
                 found = in_chunks(sums, rows, queries.to(dtype), keys.to(dtype), log_temperature)
             loss, term, self.counted, term_counted = found
             loss, term = loss / self.counted.clamp(min=1), term / term_counted.clamp(min=1)
-            self.information = self._bits(term.detach(), term_counted, known=query_ids is not None)
-            return loss + (term - term.detach())
+            value = term.detach()
+            self.information = torch.full_like(value, torch.nan)
+            if query_ids is not None:
+                self.information = self._bits(value, term_counted)
+            return loss + (term - value)
 
-    def _bits(self, cross_entropy: Tensor, counted: Tensor, known: bool) -> Tensor:
-        """Return the bound (H(p) - cross entropy) in bits, NaN where it is not known."""
+    def _bits(self, cross_entropy: Tensor, counted: Tensor) -> Tensor:
+        """Return the bound (H(p) - cross entropy) in bits, NaN where no sample counted."""
         log_prior = weighted_log_prior(self.class_counts, 1.0, cross_entropy.dtype)
         entropy = -torch.where(log_prior > -torch.inf, log_prior.exp() * log_prior, 0.0).sum()
         bits = (entropy - cross_entropy) / math.log(2)
-        return torch.where(counted > 0, bits, torch.nan) if known else torch.full_like(bits, torch.nan)
+        return torch.where(counted > 0, bits, torch.nan)
 
     def _check(
         self,

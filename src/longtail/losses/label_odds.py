@@ -38,8 +38,11 @@ class LabelClass(NamedTuple):
     def find(cls, labels: Tensor, offsets: Tensor, longest: int | None = None) -> LabelClass:
         """Return where the keys of each label ``[B]`` lie; ``longest`` is read back if it is not given."""
         start, end = offsets[labels], offsets[labels + 1]
-        if longest is None:
-            longest = int((end - start).max()) if len(labels) else 0
+        if longest is None or labels.device.type == "cpu":
+            needed = int((end - start).max()) if len(labels) else 0
+            if longest is not None and longest < needed:
+                raise ValueError(f"longest_class is {longest}, but a label's class has {needed} keys.")
+            longest = needed
         return cls(start, end, longest)
 
     def rows(self, chosen: slice) -> LabelClass:

@@ -58,7 +58,7 @@ def use_fused(kernel: Kernel, queries: Tensor, keys: Tensor, mask: Tensor | None
         return False
     dtype = torch.promote_types(queries.dtype, keys.dtype)
     return (
-        (queries.device.type == "cuda" or _interpreted())
+        (queries.is_cuda or _interpreted())
         and importlib.util.find_spec("triton") is not None
         and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and queries.shape[1] <= WIDEST
