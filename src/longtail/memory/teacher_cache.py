@@ -13,8 +13,8 @@ from longtail.data.keyed import keyed_uniform
 class TeacherCache(nn.Module):
     """Features of ``views`` augmentations of each training image; the teacher then costs nothing a step.
 
-    Exact training draws a fresh augmentation at every step; this draws one of a fixed set. What it costs in accuracy is
-    measured in ``benchmarks/results/digits.json``. Not part of ``state_dict()``: the teacher is frozen and every
+    Exact training draws a fresh augmentation at every step; this draws one of a fixed set. What it costs in accuracy
+    ``benchmarks/digits.py`` measures. Not part of ``state_dict()``: the teacher is frozen and every
     augmentation keyed, so that the same features can be computed again.
 
     Args:
