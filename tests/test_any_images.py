@@ -17,7 +17,7 @@ from longtail.api import load
 from longtail.data.published import PUBLISHED
 from longtail.files import load_meta
 from longtail.training.checkpoint import CheckpointFolder
-from longtail.training.loop import StageRun
+from longtail.training.step import TrainingStep
 
 TINY = "--backbone small_net --image_size 16 --batch_size 4 --device cpu --quiet --checkpoint.every_seconds 0".split()
 PLAIN = ["--method", "cross_entropy", "--epochs", "2", "--loading.workers", "0", *TINY]
@@ -109,15 +109,15 @@ SOURCES = (split_folder, class_folder, two_folders, csv_split, csv_whole, parque
 
 def stop_at(monkeypatch, step):
     """From now on, the ``step``-th training step of a run is interrupted as by Ctrl-C."""
-    taken, real = [0], StageRun._take_step
+    taken, real = [0], TrainingStep.__call__
 
-    def take(self, batch):
-        real(self, batch)
+    def take(self, batch, progress):
+        real(self, batch, progress)
         taken[0] += 1
         if taken[0] == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(StageRun, "_take_step", take)
+    monkeypatch.setattr(TrainingStep, "__call__", take)
 
 
 def results(folder):
@@ -675,15 +675,15 @@ def test_photos_that_changed_are_noticed_on_resume(desk, make_photos, monkeypatc
 
 def test_an_image_that_breaks_during_training_is_named(desk, make_photos, monkeypatch):
     words = [*class_folder(desk.folder, make_photos), *PLAIN, "--loading.resident", "false", "--out", "run"]
-    real, broken = StageRun._take_step, desk.folder / "photos" / "ant" / "03.png"
+    real, broken = TrainingStep.__call__, desk.folder / "photos" / "ant" / "03.png"
     whole = broken.read_bytes()
 
-    def take(self, batch):
-        real(self, batch)
+    def take(self, batch, progress):
+        real(self, batch, progress)
         broken.write_bytes(b"")
 
     with monkeypatch.context() as patch:
-        patch.setattr(StageRun, "_take_step", take)
+        patch.setattr(TrainingStep, "__call__", take)
         code, _, err = desk.call("train", *words)
     assert code == 2
     assert "photos/ant/03.png cannot be read any more" in err

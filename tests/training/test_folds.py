@@ -115,15 +115,15 @@ def test_evaluate_over_folds_writes_the_same_figures_again(desk, photos):
 PROGRAM = """
 import os, signal, sys
 from longtail.cli import main
-from longtail.training.loop import StageRun
-limit, taken, real = int(sys.argv[1]), 0, StageRun._take_step
-def take(self, batch):
+from longtail.training.step import TrainingStep
+limit, taken, real = int(sys.argv[1]), 0, TrainingStep.__call__
+def take(self, batch, progress):
     global taken
     taken += 1
     if taken == limit:
         os.kill(os.getpid(), signal.SIGKILL)
-    real(self, batch)
-StageRun._take_step = take
+    real(self, batch, progress)
+TrainingStep.__call__ = take
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -147,19 +147,19 @@ def test_killed_in_the_middle_of_folds_ends_with_the_same_bytes(desk, photos):
 
 
 def test_stopped_by_ctrl_c_in_the_middle_of_folds(desk, photos, monkeypatch):
-    from longtail.training.loop import StageRun
+    from longtail.training.step import TrainingStep
 
     desk.run(*OVER, "--out", "whole")
-    taken, real = [0], StageRun._take_step
+    taken, real = [0], TrainingStep.__call__
 
-    def take(self, batch):
-        real(self, batch)
+    def take(self, batch, progress):
+        real(self, batch, progress)
         taken[0] += 1
         if taken[0] == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StageRun, "_take_step", take)
+        patch.setattr(TrainingStep, "__call__", take)
         code, _, err = desk.call(*OVER, "--out", "run")
     assert code == 130
     assert f"Go on with: longtail {' '.join(OVER)} --out run --resume" in err
