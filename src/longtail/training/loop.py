@@ -194,7 +194,7 @@ class StageRun:
         loading = self.config.loading
         workers = default_workers(device) if loading.workers is None else loading.workers
         return StreamingLoader(
-            train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch, fetched
+            train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch, fetched=fetched
         )
 
     def _maybe_captured(self, step: TrainingStep) -> Step:
