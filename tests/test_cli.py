@@ -182,7 +182,7 @@ def test_a_method_without_a_queue_does_not_mind_its_size(desk, made):
 def test_a_batch_larger_than_the_data_is_made_smaller_and_said(desk, made):
     words = ["train", made / "bars.npz", "--method", "cross_entropy", "--out", "out", *SHORT[:-1], "--batch-size", 1000]
     out, err = desk.run(*words)
-    assert out.splitlines()[1] == "batch_size 1000 is larger than the training set; 35 is used."
+    assert "batch_size 1000 is larger than the training set; 35 is used." in out.splitlines()
     assert err == ""
     [line] = (desk.folder / "out" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["steps_taken"] == 1

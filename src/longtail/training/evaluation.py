@@ -97,15 +97,15 @@ def _batches(
             f"the data's {images.num_classes} classes are not the {classifier.num_classes} classes of the model; "
             "evaluate on data with the same classes in the same order."
         )
+    # Refused here and now, not when the first part is asked for: hence no generator itself, but returning one.
     classifier = classifier.to(device)
     if isinstance(images, ImageSet):
-        yield from (classifier.logits(part) for part in torch.split(images.images, _RESIDENT_BATCH))
-        return
+        return (classifier.logits(part) for part in torch.split(images.images, _RESIDENT_BATCH))
     if not isinstance(images, ImageFiles):
         raise ValueError(f"there is no way to read {type(images).__name__}")
     workers = default_workers(device) if workers is None else workers
     pin = device.type != "cpu"
-    yield from (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers, pin=pin))
+    return (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers, pin=pin))
 
 
 def evaluate_classifier(
