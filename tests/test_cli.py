@@ -1,5 +1,6 @@
 """The command line: what it tells, and that no mistake costs more than one sentence."""
 
+import errno
 import json
 import os
 import re
@@ -539,3 +540,13 @@ def test_out_of_memory_is_a_sentence(desk, made, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert err.startswith("longtail: out of memory; try a smaller --batch_size, --queue.capacity")
     assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_sentence(desk, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("longtail.api.train", full)
+    code, _, err = desk.call("train", "digits-lt", "--out", "run")
+    assert code == 1
+    assert err == "longtail: No space left on device. What was saved is kept: make room, then go on with --resume.\n"

@@ -7,6 +7,7 @@ Heavy imports wait until a verb needs them, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import re
 import shlex
@@ -26,6 +27,9 @@ _OWN = {
 }
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line ``words`` (default: the process's) and return the exit code."""
     words = list(sys.argv[1:] if words is None else words)
@@ -40,6 +44,15 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("longtail: stopped.", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        print(
+            f"longtail: {error.strerror}{place}. What was saved is kept: make room, then go on with --resume.",
+            file=sys.stderr,
+        )
+        return 1
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
