@@ -1,6 +1,6 @@
 """A step recorded once and replayed: on CUDA one graph instead of thousands of kernels launched one by one.
 
-A ResNet-32 step is some two thousand small kernels, which take longer to launch than to run. A captured step reads
+A ResNet-32 step is a great many small kernels, which a host otherwise launches one by one. A captured step reads
 its batch from fixed tensors, so that the shapes must stay the same and the step must not read from the device, which
 :class:`longtail.training.step.TrainingStep` does not.
 """
