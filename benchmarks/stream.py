@@ -139,7 +139,7 @@ def shares(files: ImageFiles, views: Mapping[str, View], repeats: int) -> dict:
 
     def normalise() -> None:
         for view in views.values():
-            view.normalise(frames.contiguous(memory_format=torch.channels_last))
+            view.normalise(frames)
 
     parts = {"decode": decode, "crop and resize": resize}
     parts |= {"augment": augment, "normalise": normalise} if views else {}

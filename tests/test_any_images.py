@@ -324,6 +324,8 @@ def test_evaluate_with_a_class_that_the_model_does_not_know(desk, trained, make_
     own = evaluated(desk, trained / "run", "other")
     make_photos(desk.folder / "other", {"dog": 2})
     desk.refuse("evaluate", trained / "run", "other", naming=["other", "'dog'", "2 images", " --unknown_labels skip"])
+    make_photos(desk.folder / "none", {"dog": 2, "fox": 2})
+    desk.refuse("evaluate", trained / "run", "none", naming=["none has no image of the model's classes", "'dog'"])
     out = evaluated(desk, trained / "run", "other", "--unknown_labels", "skip")
     assert out.endswith(own)
     assert "2 images" in out

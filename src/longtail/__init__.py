@@ -14,10 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longtail.api import Result, evaluate, load, train
+    from longtail.api import load, train
     from longtail.config import TrainConfig
+    from longtail.deployment.evaluate import evaluate
     from longtail.deployment.export import export
     from longtail.deployment.predict import Predictions, predict
+    from longtail.deployment.result import Result
     from longtail.errors import UserError
     from longtail.models import Classifier
     from longtail.reporting.compare import compare
@@ -32,11 +34,11 @@ _HOMES = {
     "Diverged": "training.guard",
     "Interrupted": "training.guard",
     "Predictions": "deployment.predict",
-    "Result": "api",
+    "Result": "deployment.result",
     "TrainConfig": "config",
     "UserError": "errors",
     "compare": "reporting.compare",
-    "evaluate": "api",
+    "evaluate": "deployment.evaluate",
     "export": "deployment.export",
     "inspect": "reporting.inspection",
     "load": "api",

@@ -1,34 +1,28 @@
-"""What the command line does, for Python: train, evaluate, load."""
+"""Training, as the command line and Python call it; ``load`` gives back what it made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, ImageFiles
 from longtail.data.counts import imbalance_factor
-from longtail.deployment.priors import find_prior
-from longtail.deployment.under_prior import evaluate_under_prior, print_figures, print_under_prior
+from longtail.deployment.result import Result
+from longtail.deployment.run_records import load_classifier
 from longtail.errors import UserError
-from longtail.files import as_json, check_output, write_output
 from longtail.methods import get_method, is_read
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
-from longtail.reporting import fold_summary, summary, warnings, write_report
-from longtail.training.calibration import read_temperature, with_validation
-from longtail.training.checkpoint import CheckpointFolder
-from longtail.training.defaults import choose_pretrained, chosen_framing, describe, pick_device, resolve
-from longtail.training.evaluation import evaluate_classifier, write_evaluation
+from longtail.reporting import fold_summary, read_log, summary, unlearned, warnings, write_report
+from longtail.training.defaults import choose_pretrained, chosen_framing, describe, resolve
+from longtail.training.evaluation import write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
-from longtail.training.gallery import write_gallery
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import (
     frame_for_run,
     notes_on_other_runs,
-    read_other_data,
-    read_run_data,
     read_splits,
     within_memory,
 )
@@ -40,35 +34,12 @@ from longtail.training.run_folder import (
     read_config,
     write_data_record,
 )
-from longtail.training.shortlists import with_shortlists
-from longtail.training.stages import check_config, run_stages
+from longtail.training.stages import run_stages
 from longtail.training.tracking import Tracking, check_tracking
 
 _CHOOSE_DATA = (
     "data root method imbalance folds val_fraction source.profile source.test source.test_share source.split_seed"
 ).split()
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    Attributes:
-        folder: of the run; ``report.html`` lies in it.
-        evaluation: the figures of ``evaluation.json``, fractions in 0..1.
-    """
-
-    folder: Path
-    evaluation: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """Path of the report."""
-        return self.folder / "report.html"
-
-    def load(self) -> Classifier:
-        """Return the trained classifier, in eval mode on the CPU."""
-        return Classifier.load(self.folder)
 
 
 def train(
@@ -161,7 +132,7 @@ def _train_one(
     finally:
         folder.close()
     say.say(summary(evaluation))
-    for line in warnings(evaluation):
+    for line in (*warnings(evaluation), *unlearned(read_log(out / "metrics.jsonl"), evaluation["class_counts"])):
         say.say(line)
     result = Result(folder.path, evaluation)
     say.say(f"report: {result.report}")
@@ -267,103 +238,15 @@ def _train_folds(
     return result
 
 
-def evaluate(
-    run: str | Path,
-    data: str | Path | None = None,
-    *,
-    root: str | Path | None = None,
-    on_bad_image: str = "error",
-    unknown_labels: str = "error",
-    prior: str | None = None,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    quiet: bool = False,
-) -> Result:
-    """Evaluate a finished run again.
-
-    Args:
-        run: the run's folder.
-        data: labelled images with the same classes: their test set or, where they are not split, all of them; default:
-            the test set of the run, whose ``evaluation.json``, ``per_class.csv`` and ``report.html`` are then written
-            anew. Other data writes nothing.
-        root: folder that paths in ``data`` are relative to.
-        on_bad_image: ``"error"`` or ``"skip"``, for files of ``data`` that cannot be read.
-        unknown_labels: ``"error"`` or ``"skip"``, for images of ``data`` of classes that the model does not know.
-        prior: figures where classes come at other rates: uniform, train, or a table with the columns class,prior. The
-            predictions are shifted for it (see ``Classifier.predict``); the run's own files stay as they are.
-        out: also write the figures to this .json file.
-        overwrite: replace the file at out.
-        device: where to compute.
-        quiet: print nothing.
-
-    Raises:
-        UserError: no run, an unreadable model, other classes, a prior that is none, or out is taken.
-    """
-    path, say = Path(run), ProgressReporter(quiet)
-    target = None if out is None else check_output(Path(out), overwrite, (".json",))
-    if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error"):
-        raise UserError(
-            "--root, --on_bad_image and --unknown_labels are for other data; name it: longtail evaluate RUN DATA."
-        )
-    config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
-    if config.folds is not None and config.source.fold is None:
-        if data is not None or prior is not None:
-            raise UserError(
-                f"{path} holds the folds of a run; evaluate one of them on other data or at another prior, such as "
-                f"{path}/fold-0."
-            )
-        for folder in fold_folders(path, config):
-            evaluate(folder, device=device, quiet=True)
-        pooled = pool_folds(path, config)
-        write_evaluation(path, pooled)
-        write_report(path)
-        say.say(fold_summary(pooled.figures))
-        for line in warnings(pooled.figures):
-            say.say(line)
-        if target is not None:
-            write_output(target, as_json(pooled.figures))
-        return Result(path, pooled.figures)
-    classifier = Classifier.load(path)
-    expected = None if prior is None else find_prior(prior, classifier)
-    state = CheckpointFolder(path / "resume").load_meta()
-    if state is not None:
-        check_config(path, state)
-    where, workers = pick_device(device), config.loading.workers
-    if data is None:
-        splits = read_run_data(path, config, state, say)
-        test = splits.test
-    else:
-        test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
-    evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers, path)
-    evaluated = with_validation(path, evaluated, classifier.logit_prior)
-    if expected is not None:
-        as_it_is, temperature = evaluated.figures, read_temperature(path)
-        evaluated = evaluate_under_prior(evaluated, classifier, expected, str(prior), temperature, config.group_edges)
-        print_under_prior(say, as_it_is, evaluated.figures)
-    else:
-        evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
-        if data is None:
-            write_gallery(path, classifier, evaluated, splits.train, test)
-            write_evaluation(path, evaluated, keep_logits=config.folds is not None)
-            write_report(path)
-        say.say(summary(evaluated.figures))
-        for line in warnings(evaluated.figures):
-            say.say(line)
-        print_figures(say, evaluated.figures)
-    if target is not None:
-        write_output(target, as_json(evaluated.figures))
-        say.say(f"{target}")
-    return Result(path, evaluated.figures)
-
-
 def load(path: str | Path) -> Classifier:
     """Return the classifier of a run folder, in eval mode on the CPU; nothing is unpickled.
 
+    Where the run fitted a temperature, ``predict`` divides by it.
+
     Raises:
-        UserError: a file is missing, cut off or changed.
+        UserError: the folder holds no finished run, or a file in it is cut off or changed.
     """
-    return Classifier.load(path)
+    return load_classifier(Path(path))
 
 
 def default_folder(config: TrainConfig) -> str:

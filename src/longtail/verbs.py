@@ -36,7 +36,9 @@ class Verb:
 
 VERBS = {
     "inspect": Verb("reporting.inspection", "DATA", "look at images before training: classes, leaks, what is broken"),
-    "evaluate": Verb("api", "RUN [DATA]", "figures of a finished run, on its own test set or on other data"),
+    "evaluate": Verb(
+        "deployment.evaluate", "RUN [DATA]", "figures of a finished run, on its test set or on other data"
+    ),
     "predict": Verb("deployment.predict", "RUN IMAGES...", "a table of what a finished run says of new images"),
     "export": Verb("deployment.export", "RUN", "a run's model as ONNX, torch.export or safetensors, with a model card"),
     "compare": Verb("reporting.compare", "RUN RUN ...", "finished runs in one table, with paired differences"),

@@ -115,6 +115,7 @@ def test_the_metadata_say_how_to_use_it(calibrated, model):
     assert json.loads(about["framing"]) == {"size": [16, 16], "resize": 20, "interpolation": "bicubic"}
     assert json.loads(about["temperature"]) == 1.7
     assert about["longtail_version"] == longtail.__version__
+    assert session_of(calibrated / "export" / "onnx").get_inputs()[0].shape == ["batch", 3, 16, 16]
     assert about["images"] == "float32 [batch, 3, 16, 16], (pixel / 255 - mean) / std"
     extra = {formats.TORCH_RECORD: ""}
     folder = export(calibrated, format="torch", uncalibrated=True, quiet=True)
@@ -201,7 +202,13 @@ def test_safetensors_load_without_the_run(calibrated, model, tmp_path):
         "model.safetensors",
     ]
     pixels = torch.from_numpy(pixels_for(model, 3))
-    assert torch.equal(longtail.load(folder).logits(pixels), model.logits(pixels))
+    loaded = longtail.load(folder)
+    assert torch.equal(loaded.logits(pixels), model.logits(pixels))
+    assert loaded.temperature == 1.7
+    assert loaded.predict(pixels).numpy() == pytest.approx(slow_probabilities(model, pixels.numpy(), 1.7), abs=1e-6)
+    assert loaded.predict(pixels, prior=PRIOR).numpy() == pytest.approx(
+        slow_probabilities(model, pixels.numpy(), 1.7, PRIOR), abs=1e-6
+    )
 
 
 def test_predict_says_the_same_of_an_export_as_of_its_run(calibrated, model, desk):

@@ -178,6 +178,29 @@ def test_an_estimate_from_few_images_is_said_to_be_unreliable(desk, run):
     assert estimate_notes(torch.full((10,), 0.1), 150) == []
 
 
+@pytest.mark.parametrize(("sharpness", "warned"), [(12.0, False), (0.3, True)])
+def test_an_estimate_is_tried_on_validation_images(desk, run, sharpness, warned):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8, generator=generator).numpy()
+    np.savez(desk.folder / "x.npz", images=images)
+    words = ["predict", "run", "x.npz", "--prior", "estimate", "--out", "few.csv", "--overwrite"]
+    assert "no validation images tell how good such an estimate is" in desk.run(*words)[0]
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    logits = torch.randn(100, 3, generator=generator) + sharpness * torch.eye(3)[labels]
+    validate(run, logits, labels, temperature=1.0)
+    out, _ = desk.run(*words)
+    assert "tried on 100 validation images, whose classes are known, such an estimate puts " in out
+    assert ("this estimate is unreliable: tried" in out) == warned
+    assert "no validation images" not in out
+
+
+def test_a_list_of_paths_is_no_image(desk, run, photos):
+    (desk.folder / "list.txt").write_text("photos/ant/00.png\n")
+    desk.refuse("predict", "run", "list.txt", naming=["list.txt is no image", "- < list.txt"])
+    out, _ = desk.run("predict", "run", "photos/ant/00.png", "list.txt")  # as a pattern may give it
+    assert [bool(row["error"]) for row in rows_of(out)] == [False, True]
+
+
 def test_an_estimated_prior_is_told_saved_and_read_again(desk, run):
     frames = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     np.savez(desk.folder / "x.npz", images=frames.numpy())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from longtail.metrics import chance_error, estimate_prior
+from longtail.metrics import chance_error, estimate_error, estimate_prior
 
 
 def images_of(prior, number, seed, distance=2.0):
@@ -115,3 +115,26 @@ def test_a_class_that_is_ruled_out_by_few_images_still_counts():
     deviation = math.sqrt(0.82 * 0.18 / 20) + 9 * math.sqrt(0.02 * 0.98 / 20)
     assert chance_error(alone, 20) == pytest.approx(math.sqrt(2 / math.pi) / 2 * deviation)
     assert chance_error(alone, 20) > 0.1 > chance_error(alone, 200)
+
+
+def test_weights_stand_for_copies():
+    logits, _ = images_of([0.2, 0.3, 0.5], 50, seed=4, distance=1.0)
+    times = torch.arange(50) % 3 + 1
+    base = torch.tensor([0.5, 0.3, 0.2])
+    whole = estimate_prior(logits.repeat_interleave(times, dim=0), base, tolerance=1e-10, max_iterations=50_000)
+    weighted = estimate_prior(logits, base, tolerance=1e-10, max_iterations=50_000, weights=5 * times)
+    assert weighted.prior.tolist() == pytest.approx(whole.prior.tolist(), abs=1e-6)
+    assert weighted.log_likelihoods == pytest.approx(whole.log_likelihoods[: len(weighted.log_likelihoods)], abs=1e-8)
+    assert weighted.prior.tolist() != pytest.approx(estimate_prior(logits, base).prior.tolist(), abs=1e-2)
+    for weights in (torch.ones(49), torch.zeros(50)):
+        with pytest.raises(ValueError, match="weights"):
+            estimate_prior(logits, base, weights=weights)
+
+
+def test_the_error_on_known_images():
+    """A model that knows is right; one that calls the rare class the frequent one loses all of it where it is even."""
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    base = torch.tensor([0.5, 0.5])
+    assert estimate_error(20.0 * torch.eye(2)[labels], labels, base) == pytest.approx(0, abs=1e-4)
+    blind = torch.tensor([20.0, 0.0]).expand(100, 2)
+    assert estimate_error(blind, labels, base) == pytest.approx(0.5, abs=1e-4)  # 0.1 as they are

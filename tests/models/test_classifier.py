@@ -130,6 +130,21 @@ def test_bad_priors_are_refused(prior, words):
         make().predict(raw_images(), prior=prior)
 
 
+def test_paths_are_not_images():
+    with pytest.raises(UserError, match=r"images are a list.*longtail\.predict\(RUN, FILES\)"):
+        make().predict(["a.jpg"])
+
+
+def test_the_temperature_comes_before_the_prior():
+    model, images = make(logit_prior=[0.7, 0.2, 0.1]), raw_images()
+    logits = model.logits(images)
+    model.temperature = 2.5
+    assert torch.equal(model.logits(images), logits)
+    assert torch.allclose(model.predict(images), (logits / 2.5).softmax(1))
+    shifted = logits / 2.5 + torch.tensor([1 / 3, 1 / 3, 1 / 3]).log() - torch.tensor([0.7, 0.2, 0.1]).log()
+    assert torch.allclose(model.predict(images, "uniform"), shifted.softmax(1))
+
+
 def test_batch_size_changes_speed_only():
     model, images = make(), raw_images(7)
     whole = model.logits(images)

@@ -18,7 +18,7 @@ from longtail.reporting import inspect_page, inspection
 from longtail.reporting.inspect_figures import size_bins, torn_groups
 from longtail.reporting.inspect_findings import trust
 from longtail.training.evaluation import load_predictions
-from longtail.training.time_estimate import StageTime
+from longtail.training.time_estimate import OtherPrograms, StageTime
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,6 +28,7 @@ def no_timing(monkeypatch):
     """Steps are timed by tests of their own."""
     times = [StageTime("teacher", 3, 12, 3, 8, 60.0), StageTime("student", 3, 12, 3, 8, 90.0)]
     monkeypatch.setattr(inspection, "estimate_time", lambda config, data, budget: times)
+    monkeypatch.setattr(OtherPrograms, "share", lambda self: None)
 
 
 def look(desk, *words):
@@ -228,6 +229,14 @@ def test_arrays_and_named_sets(desk):
     assert digits["near_duplicates"]["not_compared"]["too_small"] == digits["images"]  # 8 x 8 pixels
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.0, False), (0.05, False), (0.4, True)])
+def test_other_programs_are_told_of(desk, make_photos, monkeypatch, share, said):
+    make_photos(desk.folder / "photos", {"ant": 6, "bee": 3})
+    monkeypatch.setattr(OtherPrograms, "share", lambda self: share)
+    out, _ = desk.run("inspect", "photos")
+    assert ("Other programs took 40 % of the processors" in out) == said
+
+
 def test_the_cut_of_an_option_is_seen(desk, make_photos):
     make_photos(desk.folder / "photos", {"ant": 20, "bee": 20, "cat": 20})
     figures = look(desk, "photos", "--imbalance", "4", "--source.test_share", "0.25")
@@ -269,6 +278,7 @@ MISTAKES = {
     "no data": ([], ["DATA"]),
     "an unknown option": (["photos", "--source.grup_pattern", "x"], ["group_pattern"]),
     "no run": (["photos", "--run", "photos"], ["photos", "config.yaml"]),
+    "a page where nothing may be written": (["photos", "--out", "/proc/x.html"], ["/proc/x.html", "Permission denied"]),
     "a page below a file": (["photos", "--out", "photos/ant/00.png/x.html"], ["x.html"]),
 }
 

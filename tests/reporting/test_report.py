@@ -21,7 +21,7 @@ from longtail.data.thumbnails import thumbnail
 from longtail.deployment.under_prior import print_figures
 from longtail.errors import UserError
 from longtail.metrics.folds import fold_figures
-from longtail.reporting import summary, warnings, write_report
+from longtail.reporting import summary, unlearned, warnings, write_report
 from longtail.reporting.svg import Scale, linear_scale, number, percent
 from longtail.training.evaluation import Evaluation, summarise, write_evaluation
 from longtail.training.progress import ProgressReporter
@@ -662,3 +662,18 @@ def test_groups_with_untested_classes_say_so_in_every_place(run: Path, capsys: p
     assert re.search(r"few [0-9.]+ \(4 tested of 5\)", line)
     assert "4 tested of 5 classes with fewer than 20 training images" in page
     assert re.search(r"medium [0-9.]+ \(4\)", line)
+
+
+def test_a_training_that_was_too_short_is_told() -> None:
+    log: list[dict[str, object]] = [
+        {"stage": stage, "epoch": 1, "classifier": loss} for stage, loss in (("teacher", 0.2), ("student", 0.4))
+    ]
+    log += [{"stage": "student", "epoch": 2, "step": 9, "skipped_step": True}]
+    # Of 75 and 25 images the entropy is 0.56.
+    assert unlearned(log, [75, 25, 0]) == [
+        "the student was far from having learned its own training images when training ended (classifier loss 0.40; "
+        "0.56 is that of knowing the class frequencies alone): more --epochs are likely to help."
+    ]
+    assert unlearned(log[:1], [75, 25]) == []
+    assert unlearned(log[1:], [75, 25])[0].startswith("the model was far")
+    assert unlearned([{"stage": "student", "epoch": 1, "other": 3.0}], [75, 25]) == []

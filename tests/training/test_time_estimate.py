@@ -1,5 +1,7 @@
 """The expected time is the timed steps multiplied out; nothing that it does is left behind."""
 
+import os
+
 import pytest
 import torch
 
@@ -65,3 +67,20 @@ def test_files_that_are_streamed_are_decoded_for_a_moment(make_photos, tmp_path,
     monkeypatch.undo()
     (stage,) = estimate_time(config, splits, budget=0.5)  # decodes in earnest
     assert stage.seconds > 0
+
+
+def test_other_programs_are_noticed(tmp_path, monkeypatch):
+    """Of 400 ticks on all processors 300 were worked, and half a second of it was ours."""
+    stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    own = iter([(1.0, 0.0, 0.0, 0.0, 0.0), (1.25, 0.25, 0.0, 0.0, 0.0)])
+    monkeypatch.setattr(time_estimate, "_STAT", stat)
+    monkeypatch.setattr(time_estimate.os, "times", lambda: next(own))
+    stat.write_text(f"cpu  {10 * tick} 0 0 {20 * tick} 0 0 0 0 0 0\ncpu0 0 0 0 0\n")
+    others = time_estimate.OtherPrograms()
+    stat.write_text(f"cpu  {11 * tick} 0 {tick} {20 * tick + tick // 2} {tick // 2} {tick} 0 0 0 0\n")
+    assert others.share() == pytest.approx((3 - 0.5) / 4)
+
+
+def test_a_system_that_does_not_say_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(time_estimate, "_STAT", tmp_path / "nothing")
+    assert time_estimate.OtherPrograms().share() is None

@@ -89,6 +89,11 @@ def label_known(listing: Listing, class_names: tuple[str, ...], source: DataOpti
         listing = listing.select([index for index, split in enumerate(listing.splits) if split == "test"])
     number = known_labels(listing, class_names, source.labels)
     unknown = sorted(set(listing.labels) - number.keys())
+    if unknown and not any(label in number for label in listing.labels):
+        raise UserError(
+            f"{listing.name} has no image of the model's classes: it has {unknown[0]!r} and the like, the model "
+            f"{class_names[0]!r} and the like."
+        )
     if unknown:
         classes = counted(len(unknown), "class", "classes")
         images = counted(sum(label not in number for label in listing.labels), "image")

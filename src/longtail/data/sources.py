@@ -13,6 +13,7 @@ from longtail.data.arrays import check_splits, load_arrays, pixel_statistics
 from longtail.data.cifar import cifar_lt
 from longtail.data.counts import PROFILES, check_imbalance, class_profile, long_tailed_indices
 from longtail.data.digits import digits_lt
+from longtail.data.duplicates import duplicate_notes, find_duplicates
 from longtail.data.file_splits import FileChecks, label_known, split_files
 from longtail.data.folder import read_folder
 from longtail.data.image_set import DataSplits, ImageSet, LabelledImages
@@ -107,7 +108,8 @@ def load_data(
         if listing is None:
             splits = load_arrays(Path(data).expanduser())
             splits = splits if folds is None else _fold_arrays(splits, folds, source)
-            splits = replace(splits, notes=(*splits.notes, *_without_effect(root, source)))
+            notes = (*splits.notes, *_without_effect(root, source, checks), *_array_duplicates(splits))
+            splits = replace(splits, notes=notes)
         else:
             splits = split_files(listing, folds, source, checks or FileChecks())
         if data in PUBLISHED:
@@ -200,12 +202,26 @@ def _listing(
     return listing
 
 
-def _without_effect(root: str | None, source: DataOptions) -> list[str]:
+def _without_effect(root: str | None, source: DataOptions, checks: FileChecks | None) -> list[str]:
     """Return a sentence that names the options that are given and speak of files, which arrays are not."""
     usual = DataOptions()
     given = [f"--source.{name}" for name in _OF_FILES if getattr(source, name) != getattr(usual, name)]
-    given = [*(["--root"] if root is not None else []), *given]
+    skips = checks is not None and checks.on_bad == "skip"
+    given = [*(["--root"] if root is not None else []), *(["--on_bad_image"] if skips else []), *given]
     return [f"arrays have no files, paths or columns: without effect are {', '.join(given)}."] if given else []
+
+
+def _array_duplicates(splits: DataSplits) -> tuple[str, ...]:
+    """Return sentences on arrays' images with the same pixels, as files have them."""
+    train, test = splits.train, splits.test
+    assert isinstance(train, ImageSet)
+    assert isinstance(test, ImageSet)
+    digests = torch.cat([pixel_keys(train.images), pixel_keys(test.images)])
+    is_test = torch.arange(len(digests)) >= len(train)
+    found = find_duplicates(digests, torch.cat([train.labels, test.labels]), is_test)
+    names = [f"training image {index}" for index in range(len(train))]
+    names += [f"test image {index}" for index in range(len(test))]
+    return duplicate_notes(found, names, splits.train.class_names)
 
 
 def _fold_arrays(splits: DataSplits, folds: int, source: DataOptions) -> DataSplits:

@@ -252,8 +252,7 @@ class StreamingLoader:
         view, frames = self.views[name], frames.to(ids.device, non_blocking=True)
         if self._on_device:
             frames = view.augment(frames, ids, self.seed, epoch, name)
-        # Put in the order that networks want while a pixel is still one byte a channel.
-        return view.normalise(frames.contiguous(memory_format=torch.channels_last))
+        return view.normalise(frames)
 
     def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Tensor:
         """Return a view of the images at ``ids [M]`` outside any epoch, float32 ``[M, C, H, W]``.

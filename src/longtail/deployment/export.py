@@ -12,7 +12,7 @@ from longtail.deployment.usage import usage
 from longtail.deployment.whole_folder import check_replaceable, whole_folder
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import write_bytes
-from longtail.training.calibration import CALIBRATION, VALIDATION, read_temperature
+from longtail.training.calibration import CALIBRATION, VALIDATION
 from longtail.training.progress import ProgressReporter
 
 _FORMATS = ("onnx", "torch", "safetensors", "card")
@@ -73,7 +73,7 @@ def export(
     target = Path(out) if out is not None else path / "export" / format
     check_replaceable(target, _OURS[format], overwrite)
     classifier = load_classifier(path)
-    temperature = None if uncalibrated else read_temperature(path)
+    temperature = None if uncalibrated else classifier.temperature
     form = Form(preprocessing, resizing, prior_input, temperature)
     with whole_folder(target) as folder:
         if format == "onnx":
@@ -88,7 +88,8 @@ def export(
         else:
             checked = []
         code = "" if format == "card" else usage(format, classifier, form)
-        card = model_card(path, classifier, code, temperature if format in ("onnx", "torch") else None)
+        applied = "predict" if format in ("safetensors", "card") else "outside" if temperature is None else "inside"
+        card = model_card(path, classifier, code, applied)
         write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
     for file in sorted(target.iterdir()):
         say.say(f"{file}  {_size(file)}")

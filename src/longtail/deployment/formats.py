@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def write_onnx(folder: Path, classifier: Classifier, form: Form) -> list[str]:
         UserError: packages are missing, the model cannot be exported, or the two do not agree.
     """
     need_onnx()
-    module, example, shapes = _to_trace(classifier, form)
+    module, example, shapes = _to_trace(classifier, form, str)
     with quiet(_CHATTY):
         try:
             program = torch.onnx.export(
@@ -131,16 +132,16 @@ def write_tensors(folder: Path, classifier: Classifier) -> list[str]:
 
 
 def _to_trace(
-    classifier: Classifier, form: Form
+    classifier: Classifier, form: Form, free: Callable[[str], Any] = lambda _: torch.export.Dim.DYNAMIC
 ) -> tuple[DeployedClassifier, tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Return the module, example inputs and which of their axes may change."""
+    """Return the module, example inputs and which of their axes may change: those are what ``free`` makes of a name."""
     module = DeployedClassifier(classifier, form).eval().requires_grad_(False)
     side = classifier.framing.resize
     # Neither square nor the framing's own: a size that may change must not look fixed.
     pixels = sample_images(classifier, 2, (2 * side + 3, side + 5) if form.resizing else None)
-    axes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
+    axes: dict[int, Any] = {0: free("batch")}
     if form.resizing:
-        axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+        axes |= {2: free("height"), 3: free("width")}
     prior = torch.full((classifier.num_classes,), 1 / classifier.num_classes, dtype=torch.float64)
     inputs = model_inputs(classifier, form, pixels, prior)
     return module, inputs, (axes, *({} for _ in inputs[1:]))

@@ -21,6 +21,7 @@ from longtail.data.scanning import scan
 from longtail.errors import UserError
 
 _STDIN = "-"
+_LIST_ENDINGS = (".txt", ".lst", ".list")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ def find_images(words: Sequence[str | os.PathLike[str]], channels: int, size: tu
         size: height and width of the model, for arrays.
 
     Raises:
-        UserError: no image at all, a pattern that nothing matches, a folder or an array that cannot be read.
+        UserError: no image at all, a list of paths given as if it were one, a pattern that nothing matches, a folder or
+            an array that cannot be read.
     """
+    lists = [str(word) for word in words if os.fspath(word).lower().endswith(_LIST_ENDINGS)]
+    if lists and len(lists) == len(words) and os.path.isfile(os.path.expanduser(lists[0])):
+        raise UserError(f"{lists[0]} is no image; if it lists one path a line, give it so: - < {lists[0]}")
     sources: list[Source] = []
     for word in words:
         for path in _paths_of(os.path.expanduser(os.fspath(word))):

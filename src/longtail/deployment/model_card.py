@@ -28,14 +28,15 @@ _MOST_CLASSES = 200
 _ENDS = 10
 
 
-def model_card(run: Path, classifier: Classifier, usage: str = "", inside: float | None = None) -> str:
+def model_card(run: Path, classifier: Classifier, usage: str = "", applied: str = "predict") -> str:
     """Return the model card of ``classifier`` from the records in ``run``, as many of them as are there.
 
     Args:
         run: a run folder, or one that holds the model alone.
         classifier: its model.
         usage: Python that uses what the card lies beside; "" leaves that section out.
-        inside: the temperature that what the card lies beside divides the logits by; None = it does not.
+        applied: where the logits are divided by the temperature: ``"inside"`` what the card lies beside, by
+            ``"predict"`` of the folder it lies in, or ``"outside"``, by whoever uses it.
 
     Raises:
         UserError: a record is cut off or of another form.
@@ -49,7 +50,7 @@ def model_card(run: Path, classifier: Classifier, usage: str = "", inside: float
         ("Data", _data(classifier, records)),
         ("Figures", _figures(records)),
         ("What it is bad at", _weaknesses(records)),
-        ("Calibration", _calibration(records, inside)),
+        ("Calibration", _calibration(records, applied)),
         ("Class prior", _prior(classifier)),
         ("Training", _training(classifier, records)),
         ("Classes", _classes(classifier, records)),
@@ -78,11 +79,11 @@ def _head(records: RunRecords, title: str) -> str:
     evaluation = records.evaluation
     if evaluation is not None:
         kinds = {"top1": ("accuracy", "Top-1"), "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy")}
-        metrics = [{"type": kind, "name": name, "value": evaluation[k]} for k, (kind, name) in kinds.items()]
+        metrics = [{"type": kind, "name": name, "value": round(evaluation[k], 4)} for k, (kind, name) in kinds.items()]
         name = _data_name(records)
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"name": name, "type": name},
+            "dataset": {"name": name, "type": name if records.data_named else "imagefolder"},
             "metrics": metrics,
         }
         head |= {
@@ -179,29 +180,30 @@ def _weaknesses(records: RunRecords) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _calibration(records: RunRecords, inside: float | None) -> str:
+def _calibration(records: RunRecords, applied: str) -> str:
     lines = []
     if records.evaluation is not None:
         lines.append(
-            f"Mean gap between confidence and accuracy on the test images (expected calibration error, of the softmax "
-            f"as it is): {_percent(records.evaluation['ece'])} %."
+            "Expected calibration error (mean gap between confidence and accuracy) of the softmax as it is, on the "
+            f"test images: {_percent(records.evaluation['ece'])} %."
         )
     fitted = records.calibration
     if fitted is not None and fitted["temperature"] != 1:
         before, after = (100 * value for value in fitted["ece"])
         temperature = f"{fitted['temperature']:.4g}"
-        applied = (
-            f"It is not applied in this file: divide the logits by {temperature} first, as `longtail predict` does."
-            if inside is None
-            else "The logits that come out are divided by it inside."
-        )
+        where = {
+            "inside": "The logits that come out are divided by it inside.",
+            "predict": "`longtail predict` and `predict` of the loaded model divide the logits by it.",
+            "outside": f"It is not applied in this file: divide the logits by {temperature} first.",
+        }[applied]
         lines.append(
             f"A temperature of {temperature} was fitted on {counted(fitted['images'], 'validation image')} (never on "
-            f"test images). {applied} On the validation images it takes the gap from {before:.1f} to {after:.1f} %."
+            f"test images). {where} On the validation images it takes the expected calibration error from "
+            f"{before:.1f} to {after:.1f} %."
         )
         calibrated = (records.evaluation or {}).get("calibrated")
         if isinstance(calibrated, dict) and "ece" in calibrated:
-            lines.append(f"On the test images the gap with it is {_percent(calibrated['ece'])} %.")
+            lines.append(f"With it that of the test images is {_percent(calibrated['ece'])} %.")
     elif lines:
         lines.append("No temperature was fitted: these probabilities are not calibrated.")
     return " ".join(lines)

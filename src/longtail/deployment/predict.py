@@ -15,7 +15,13 @@ from longtail.data.streaming import default_workers
 from longtail.deployment.answers import AnswerForm, Tally
 from longtail.deployment.image_inputs import find_images
 from longtail.deployment.logit_stream import ScoredBatch, score_images
-from longtail.deployment.predict_notes import estimate_notes, probability_notes, shortlist_notes, summary
+from longtail.deployment.predict_notes import (
+    estimate_notes,
+    estimate_trial_notes,
+    probability_notes,
+    shortlist_notes,
+    summary,
+)
 from longtail.deployment.priors import find_prior, write_prior
 from longtail.deployment.result_table import SET_MARK, ResultTable, choose_format
 from longtail.deployment.run_records import load_classifier
@@ -23,10 +29,9 @@ from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
 from longtail.metrics import CONFORMAL_KINDS, estimate_prior
 from longtail.models import Classifier
-from longtail.training.calibration import read_temperature
 from longtail.training.defaults import pick_device
 from longtail.training.progress import ProgressReporter
-from longtail.training.shortlists import Shortlist, calibrate_shortlist, read_held_out
+from longtail.training.shortlists import HeldOut, Shortlist, calibrate_shortlist, read_held_out
 
 _WORDS = ("none", "uniform", "train", "estimate")
 _SHOWN = 5
@@ -111,8 +116,7 @@ def predict(
         raise UserError(f"--top_k {top_k} is more than the model's {classifier.num_classes} classes.")
     new = None if prior in ("none", "estimate") else find_prior(prior, classifier)
     form = AnswerForm(classifier.class_names, top_k, _shift(classifier, new), reject_below)
-    temperature = read_temperature(path)
-    notes = probability_notes(path, classifier, temperature, prior)
+    notes = probability_notes(path, classifier, prior)
     if coverage is not None:
         _check_names(classifier, kind)
         form = replace(form, shortlist=_shortlist(path, classifier, conformal or "marginal", coverage, form.shift, new))
@@ -123,12 +127,12 @@ def predict(
         say.say(note)
     workers = default_workers(where) if workers is None else workers
     scored = score_images(classifier.to(where), sources, batch_size, workers)
-    batches: Iterable[ScoredBatch] = _with_progress(scored, temperature or 1.0, sum(map(len, sources)), say)
+    batches: Iterable[ScoredBatch] = _with_progress(scored, classifier.temperature or 1.0, sum(map(len, sources)), say)
     tally = Tally()
     with ResultTable(file, kind, form.columns) as table:
         if prior == "estimate":
             batches = list(batches)
-            new = _estimated(batches, classifier, say)
+            new = _estimated(batches, classifier, read_held_out(path), say)
             form = replace(form, shift=_shift(classifier, new))
         for batch in batches:
             rows = form.rows(batch)
@@ -215,7 +219,9 @@ def _with_progress(
         yield replace(batch, logits=batch.logits / temperature)
 
 
-def _estimated(batches: Sequence[ScoredBatch], classifier: Classifier, say: ProgressReporter) -> Tensor | None:
+def _estimated(
+    batches: Sequence[ScoredBatch], classifier: Classifier, held_out: HeldOut | None, say: ProgressReporter
+) -> Tensor | None:
     logits = torch.cat([batch.logits for batch in batches])
     if len(logits) == 0:  # told of when the rows are counted
         return None
@@ -226,6 +232,6 @@ def _estimated(batches: Sequence[ScoredBatch], classifier: Classifier, say: Prog
     say.say(f"prior estimated from {counted(len(logits), 'image')}: {shown}{more}.")
     if not found.settled:
         say.say("the estimate had not settled when it was stopped; more images, or calibrated probabilities, help.")
-    for note in estimate_notes(found.prior, len(logits)):
+    for note in [*estimate_notes(found.prior, len(logits)), *estimate_trial_notes(held_out, classifier)]:
         say.say(note)
     return found.prior

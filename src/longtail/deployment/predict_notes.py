@@ -10,18 +10,22 @@ from torch import Tensor
 
 from longtail.deployment.answers import AnswerForm, Tally
 from longtail.errors import counted
-from longtail.metrics import chance_error
+from longtail.metrics import chance_error, estimate_error
 from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
 from longtail.training.calibration import CALIBRATION
-from longtail.training.shortlists import Shortlist
+from longtail.training.shortlists import HeldOut, Shortlist
 
 MOST_CHANCE_ERROR = 0.1
 """Expected half sum of |estimated - true prior|, by chance alone, from which an estimate is said to be unreliable."""
 
+MOST_TRIAL_ERROR = 0.2
+"""The same on validation images, from which an estimate is said to be unreliable. They are few themselves."""
 
-def probability_notes(folder: Path, classifier: Classifier, temperature: float | None, prior: str) -> list[str]:
-    """Return what the probabilities are: calibrated by ``temperature`` or not, and for which classes' frequencies."""
+
+def probability_notes(folder: Path, classifier: Classifier, prior: str) -> list[str]:
+    """Return what the probabilities are: calibrated or not, and for which classes' frequencies."""
+    temperature = classifier.temperature
     if temperature is None:
         there = (folder / CALIBRATION).exists()
         why = "its validation images are too few, or all right" if there else f"no {CALIBRATION} in {folder}"
@@ -52,6 +56,25 @@ def estimate_notes(prior: Tensor, images: int) -> list[str]:
         f"this estimate is unreliable: with {given}, some "
         f"{100 * error:.0f} % of it lie on the wrong classes by chance alone, even where every image is plain. Give "
         f"more images (about {wanted} bring that to {100 * MOST_CHANCE_ERROR:.0f} %), or a prior that you know."
+    ]
+
+
+def estimate_trial_notes(held_out: HeldOut | None, classifier: Classifier) -> list[str]:
+    """Return how good an estimated prior is on validation images, whose classes are known; a warning if it is not.
+
+    A model that does not tell its classes apart, or is surer than it is right, gives an estimate that piles up on a few
+    of them, whatever the number of images.
+    """
+    if held_out is None:
+        return ["no validation images tell how good such an estimate is with this model (train with --val_fraction)."]
+    off = estimate_error(held_out.logits / held_out.temperature, held_out.labels, classifier.logit_prior.cpu())
+    tried = f"tried on {counted(len(held_out.labels), 'validation image')}, whose classes are known, such an estimate"
+    if off <= MOST_TRIAL_ERROR:
+        return [f"{tried} puts {100 * off:.0f} % of the prior on wrong classes."]
+    return [
+        f"this estimate is unreliable: {tried} puts {100 * off:.0f} % of the prior on wrong classes, because the model "
+        "does not tell them apart well enough. Without --prior, or with a prior that you know, answers may well be "
+        "better."
     ]
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longtail.data.sources import source_names
 from longtail.errors import UserError
 from longtail.models import Classifier
 from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
-from longtail.training.calibration import read_calibration
+from longtail.training.calibration import read_calibration, read_temperature
 from longtail.training.run_folder import read_config, read_environment
 
 
@@ -23,6 +24,12 @@ class RunRecords:
     data: DataRecord | None
     environment: dict[str, dict[str, Any]]
     calibration: dict[str, Any] | None
+
+    @property
+    def data_named(self) -> bool:
+        """Whether the data is a named data set, not a folder or file of the user's."""
+        name = str((self.config or {}).get("data") or "")
+        return name in source_names()
 
 
 def read_records(run: Path) -> RunRecords:
@@ -40,7 +47,7 @@ def read_records(run: Path) -> RunRecords:
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Return the classifier of the run in ``folder``.
+    """Return the classifier of the run in ``folder``, in eval mode on the CPU, with the temperature fitted there.
 
     Raises:
         UserError: the folder holds no finished run, or a file in it is cut off or changed.
@@ -52,4 +59,6 @@ def load_classifier(folder: Path) -> Classifier:
             raise UserError(f"the run in {folder} has no model yet; go on with longtail train --out {folder} --resume.")
         what = "it has no model.json" if folder.exists() else "there is no such folder"
         raise UserError(f"{folder} is not a run folder: {what}.")
-    return Classifier.load(folder)
+    classifier = Classifier.load(folder)
+    classifier.temperature = read_temperature(folder)
+    return classifier

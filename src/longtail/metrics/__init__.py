@@ -31,7 +31,7 @@ from longtail.metrics.groups import GROUP_EDGES, GROUPS, group_accuracy, group_i
 from longtail.metrics.information import label_entropy_bits, mutual_information_bits
 from longtail.metrics.intervals import MeanInterval, bootstrap_intervals, mean_interval, wilson_interval
 from longtail.metrics.post_hoc import adjusted_logits, choose_strength
-from longtail.metrics.prior_estimation import PriorEstimate, chance_error, estimate_prior
+from longtail.metrics.prior_estimation import PriorEstimate, chance_error, estimate_error, estimate_prior
 from longtail.metrics.summary import evaluate_predictions, per_class_table
 from longtail.metrics.temperature import fit_temperature, negative_log_likelihood, prior_weights
 
@@ -55,6 +55,7 @@ __all__ = [
     "conformal_scores",
     "conformal_thresholds",
     "confused_pairs",
+    "estimate_error",
     "estimate_prior",
     "evaluate_predictions",
     "expected_calibration_error",

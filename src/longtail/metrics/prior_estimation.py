@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longtail.metrics.inputs import checked_class_vector, row_blocks, zeros_as_rarest
+from longtail.metrics.inputs import checked_class_vector, checked_indices, row_blocks, zeros_as_rarest
 
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 2000
@@ -57,7 +57,11 @@ def chance_error(prior: Tensor, images: int) -> float:
 
 
 def estimate_prior(
-    logits: Tensor, base_prior: Tensor, tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
+    logits: Tensor,
+    base_prior: Tensor,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+    weights: Tensor | None = None,
 ) -> PriorEstimate:
     """Return the class prior under which images with these logits are most likely (EM).
 
@@ -72,6 +76,7 @@ def estimate_prior(
         base_prior: ``[C]``, not negative.
         tolerance: stop when the mean log-likelihood is certainly this close to its maximum, in nats an image.
         max_iterations: stop after this many updates in any case.
+        weights: ``[N]``, positive; how many images each stands for, up to a factor. None = all the same.
 
     Raises:
         ValueError: shapes or values that do not fit.
@@ -83,26 +88,52 @@ def estimate_prior(
     base = zeros_as_rarest(checked_class_vector(base_prior, logits.shape[1], "base_prior"), "base_prior")
     base /= base.sum()
     # One over the row's largest entry is a constant of the likelihood, kept aside in `scale`.
+    each = torch.ones(len(logits), dtype=torch.float64) if weights is None else weights.cpu().double()
+    if each.shape != (len(logits),) or not bool((each > 0).all()):
+        raise ValueError(f"weights must be positive, one for each of {len(logits)} images.")
+    each = each / each.mean()
     ratios, scale = [], 0.0
-    for _, block in row_blocks(logits):
+    for rows, block in row_blocks(logits):
         shifted = block.log_softmax(1) - base.log()
         top = shifted.amax(1, keepdim=True)
-        ratios.append((shifted - top).exp())
-        scale += float(top.sum())
+        ratios.append(((shifted - top).exp(), each[rows]))
+        scale += float(top.squeeze(1) @ each[rows])
     prior = base.clone()
     history: list[float] = []
     while True:
-        weights = torch.zeros_like(prior)
+        update = torch.zeros_like(prior)
         likelihood = scale
-        for ratio in ratios:
+        for ratio, weight in ratios:
             mixed = ratio @ prior
-            likelihood += float(mixed.log().sum())
-            weights += ratio.T @ mixed.reciprocal()
-        weights /= len(logits)
+            likelihood += float(mixed.log() @ weight)
+            update += ratio.T @ (weight / mixed)
+        update /= len(logits)
         history.append(likelihood / len(logits))
-        # The likelihood is concave and its gradient is `weights`: no prior is better by more than this.
-        gap = max(0.0, float(weights.max()) - 1)
+        # The likelihood is concave and its gradient is `update`: no prior is better by more than this.
+        gap = max(0.0, float(update.max()) - 1)
         if gap <= tolerance or len(history) > max_iterations:
             return PriorEstimate(prior, history, gap, gap <= tolerance)
-        prior = prior * weights
+        prior = prior * update
         prior /= math.fsum(prior.tolist())
+
+
+def estimate_error(logits: Tensor, labels: Tensor, base_prior: Tensor) -> float:
+    """Return how far :func:`estimate_prior` is off on images whose classes are known: half sum of |estimated - true|.
+
+    The worse of two cases: the images as they are, and weighted so that all their classes are equally frequent, where
+    what a model does not know of rare classes counts.
+
+    Args:
+        logits: ``[N, C]``, as for :func:`estimate_prior`.
+        labels: ``[N]``.
+        base_prior: ``[C]``.
+    """
+    classes = logits.shape[1]
+    labels = checked_indices(labels, classes)
+    share = torch.bincount(labels, minlength=classes).double() / len(labels)
+    even = (share > 0).double() / (share > 0).sum()
+    off = []
+    for true, weights in ((share, None), (even, (even / share.clamp_min(1 / len(labels)))[labels])):
+        found = estimate_prior(logits, base_prior, weights=weights).prior
+        off.append(float((found - true).abs().sum()) / 2)
+    return max(off)

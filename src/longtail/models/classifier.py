@@ -41,6 +41,10 @@ class Classifier(nn.Module):
         spec: what ``load`` rebuilds from, JSON-able: ``{"encoder": name, "in_channels": n, "head": name,
             "scale": 30.0}``, the head's name being ``"cosine"`` or ``"linear"``.
 
+    Attributes:
+        temperature: what ``predict`` divides the logits by, fitted on validation images (Guo et al. 2017); None = they
+            are not calibrated. It is no part of what ``save`` writes: ``longtail.load`` takes it from the run.
+
     Raises:
         ValueError: lengths do not agree, or ``logit_prior`` is no prior.
     """
@@ -74,6 +78,7 @@ class Classifier(nn.Module):
         self.head = head
         self.class_names = names
         self.framing = framing
+        self.temperature: float | None = None
         self.spec: dict[str, Any] = json.loads(json.dumps(spec))
         self.register_buffer("class_counts", class_counts.detach().to(torch.int64).clone())
         self.register_buffer("logit_prior", _as_prior(logit_prior, len(names), "logit_prior").float())
@@ -135,10 +140,14 @@ class Classifier(nn.Module):
     def predict(self, images: Tensor, prior: Prior | None = None, batch_size: int = 256) -> Tensor:
         """Return class probabilities ``[B, C]`` of raw images (as ``preprocess`` takes them).
 
+        They are the softmax of the logits, divided by ``temperature`` where there is one: what ``longtail predict``
+        and an exported model say of the same images.
+
         Args:
-            images: uint8 in 0..255 or float in 0..1, ``[B, in_channels, H, W]``.
+            images: uint8 in 0..255 or float in 0..1, ``[B, in_channels, H, W]``. Image files are for
+                :func:`longtail.predict`.
             prior: class prior expected where the model is used. None takes the softmax as it is; otherwise
-                log(prior) - log(logit_prior) is added to the logits (Bayes' rule; Saerens et al. 2002).
+                log(prior) - log(logit_prior) is added to these logits (Bayes' rule; Saerens et al. 2002).
                 A class of prior 0 is never predicted.
             batch_size: images in one forward pass; speed and memory only.
 
@@ -147,11 +156,18 @@ class Classifier(nn.Module):
         """
         shift = None if prior is None else self.prior_shift(prior)
         logits = self.logits(images, batch_size)
+        if self.temperature is not None:
+            logits = logits / self.temperature
         if shift is not None:
             logits = logits + shift.to(logits)
         return logits.softmax(dim=1)
 
     def _check_shape(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"images are a {type(images).__name__}, expected is one tensor [batch, channels, height, width]; for "
+                "image files there is longtail.predict(RUN, FILES)."
+            )
         expected = [len(self.mean), *self.image_size]
         if images.ndim != 4 or list(images.shape[1:]) != expected:
             raise UserError(

@@ -72,7 +72,8 @@ def choose_weights(
     except UserError as error:
         if wanted == "hub":
             raise
-        reason = str(error).split("; ")[0].removeprefix("--pretrained ").rstrip(".")
+        # The network's own words are for who asks with --pretrained hub; this note ends up in the model card.
+        reason = str(error).split("; ")[0].removeprefix("--pretrained ").rstrip(".").split(" (")[0]
         return "none", (
             f"no pretrained weights for {encoder} could be had ({reason}); it starts from scratch, which takes more "
             "images and epochs to be good: give a local file with --pretrained FILE if you have one."

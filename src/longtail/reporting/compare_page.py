@@ -73,7 +73,8 @@ def figures_chart(comparison: Comparison) -> Markup:
             style = _style(position)
             if value.low is not None and value.high is not None:
                 low, high = y(max(0.0, value.low)), y(min(1.0, value.high))
-                plot.add('<path class="{}" d="M{:.1f} {:.1f}V{:.1f}"/>', f"run {style}", at, low, high)
+                ends = at - 4, low, high  # with caps: a short interval hides behind its dot
+                plot.add('<path class="{}" d="M{:.1f} {:.1f}h8m-4 0V{:.1f}m-4 0h8"/>', f"run {style}", *ends)
             plot.add(
                 '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}: {}</title></circle>',
                 *(style, at, y(value.mean), row.name, percent(value.mean)),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from longtail.errors import counted
 from longtail.metrics import MeanInterval
+
+_UNLEARNED = 0.5
+"""Share of the loss of guessing, left at the end, from which a training is said to have been too short."""
 
 NEGATIVE_BITS = (
     "below 0: its probabilities fit the labels worse than the bare frequencies of the classes would (the true "
@@ -26,6 +30,28 @@ def warnings(evaluation: dict[str, Any], who: str = "the model") -> list[str]:
         f"{counted(found['others'], 'image')} that {'is' if found['others'] == 1 else 'are'} of another class. It has "
         "not learned to tell the classes apart, whatever its top-1 is; see whether its loss fell at all, and try more "
         "epochs or another --optimiser.lr."
+    ]
+
+
+def unlearned(log: list[dict[str, Any]], class_counts: Iterable[int]) -> list[str]:
+    """Return a sentence for each stage at whose end the training images themselves were far from learned.
+
+    The measure is the classifier's loss in the last epoch, over that of a model which knows only how frequent classes
+    are: the entropy of the class prior, with and without logit adjustment alike.
+
+    Args:
+        log: the lines of ``metrics.jsonl``.
+        class_counts: training images of each class.
+    """
+    counts = [count for count in class_counts if count > 0]
+    guess = -sum(count / sum(counts) * math.log(count / sum(counts)) for count in counts)
+    last = {str(line["stage"]): line for line in log if isinstance(line.get("classifier"), int | float)}
+    return [
+        f"{'the model' if len(last) == 1 else f'the {stage}'} was far from having learned its own training "
+        f"images when training ended (classifier loss {line['classifier']:.2f}; {guess:.2f} is that of knowing the "
+        "class frequencies alone): more --epochs are likely to help."
+        for stage, line in last.items()
+        if line["classifier"] > _UNLEARNED * guess
     ]
 
 

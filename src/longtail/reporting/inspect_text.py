@@ -12,8 +12,8 @@ from longtail.reporting.inspect_figures import size_bins
 
 MOST_ROWS = 30
 """Classes above which the middle of the table is left out."""
-BUSY = 1.5
-"""Programs that wanted to run, for each processor core, above which the timing is said to be disturbed."""
+BUSY = 0.1
+"""Share of the processors that other programs took, above which the timing is said to be disturbed."""
 _BAR = 30
 _NAME = 32
 
@@ -174,7 +174,12 @@ def expected_time(training: Figures) -> str:
     steps = sum(stage["timed_steps"] for stage in training["stages"])
     total = sum(stage["seconds"] for stage in training["stages"]) * training["runs"]
     over = f" for {training['runs']} runs" if training["runs"] > 1 else ""
-    busy = "; the machine was busy, undisturbed it is faster" if training["load"] > BUSY else ""
+    busy = ""
+    if training["others"] is not None and training["others"] > BUSY:
+        busy = (
+            f". Other programs took {100 * training['others']:.0f} % of the processors meanwhile: undisturbed it may "
+            "be several times faster, so look again when the machine is quiet"
+        )
     return (
         f"about {roughly(total)} on this machine ({training['machine']}){over}: an estimate from "
         f"{counted(steps, 'timed step')} ({stages}){busy}"

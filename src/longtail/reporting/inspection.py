@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from longtail.data.file_splits import FileChecks
 from longtail.data.streaming import default_workers
 from longtail.data.survey import Survey, survey
 from longtail.errors import UserError
-from longtail.files import write_bytes
+from longtail.files import check_output, write_bytes
 from longtail.methods import get_method
 from longtail.options import make_config, parse_values
 from longtail.reporting.inspect_figures import data_figures, suspect_labels
@@ -29,7 +28,7 @@ from longtail.training.defaults import chosen_framing, describe, pick_device, re
 from longtail.training.held_out import held_out
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import environment
-from longtail.training.time_estimate import estimate_time
+from longtail.training.time_estimate import OtherPrograms, estimate_time
 
 _SECONDS_TO_TIME = 15.0
 
@@ -114,15 +113,17 @@ def _training(config: TrainConfig, given: Mapping[str, Any], found: Survey, spli
     get_method(config.method).check(config, train)
     device = pick_device(config.device)
     hardware = environment(device)["hardware"]
+    others = OtherPrograms()
+    stages = [asdict(stage) for stage in estimate_time(config, splits, _SECONDS_TO_TIME)]
     return {
         "command": " ".join(["longtail train", shlex.quote(config.data), *words]),
         "chosen": describe(config, set(given)),
         "notes": notes,
-        "stages": [asdict(stage) for stage in estimate_time(config, splits, _SECONDS_TO_TIME)],
+        "stages": stages,
         "runs": (config.folds or 1) * config.source.repeats,
         "machine": f"{hardware['processor'] if device.type == 'cpu' else hardware['device']}, "
         f"{hardware['threads']} threads",
-        "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 1),
+        "others": others.share(),
     }
 
 
@@ -138,7 +139,7 @@ def _page_path(data: str, out: str | Path | None) -> Path:
         place = place / name
     if place.exists() and not is_ours(place):
         raise UserError(f"{place} is there and no page of longtail inspect; choose another --out.")
-    return place
+    return check_output(place, overwrite=True)
 
 
 def _write(page: Path, text: str, say: ProgressReporter) -> None:

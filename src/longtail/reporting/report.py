@@ -18,7 +18,7 @@ from longtail.files import write_bytes
 from longtail.metrics import GROUP_EDGES, GROUPS
 from longtail.reporting.confusions import confusion_record
 from longtail.reporting.headline import all_figures, group_sizes, headline
-from longtail.reporting.in_words import NEGATIVE_BITS, interval_note, warnings
+from longtail.reporting.in_words import NEGATIVE_BITS, interval_note, unlearned, warnings
 from longtail.reporting.reproduce import reproduce_command, settings
 from longtail.reporting.run_record import (
     ClassRow,
@@ -87,7 +87,11 @@ def render(folder: Path) -> str:
         data=str(config.get("data") or "unnamed data"),
         method=METHODS.get(str(config.get("method")), str(config.get("method"))),
         evaluation=evaluation,
-        warnings=[*warnings(evaluation), *(warnings(teacher, "the teacher") if teacher else [])],
+        warnings=[
+            *warnings(evaluation),
+            *(warnings(teacher, "the teacher") if teacher else []),
+            *unlearned(log, evaluation["class_counts"]),
+        ],
         teacher=teacher,
         cards=headline(evaluation, teacher, rows),
         folds=folds,

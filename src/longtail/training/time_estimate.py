@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -28,6 +30,37 @@ _FEWEST_STEPS = 2
 _DECODED = 24
 _FORWARD_SHARE = 1 / 3
 """Of a training step's time, what a forward pass alone takes: the backward pass costs about twice as much."""
+
+
+_STAT = Path("/proc/stat")
+
+
+class OtherPrograms:
+    """Notices, from when it is made, how much of the processors other programs take."""
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def share(self) -> float | None:
+        """Return the share of all processors, 0..1, that other programs took since; None where it cannot be told."""
+        before, now = self._before, _processor_seconds()
+        if before is None or now is None or now[0] <= before[0]:
+            return None
+        whole, busy, own = (new - old for new, old in zip(now, before, strict=True))
+        return min(1.0, max(0.0, busy - own) / whole)
+
+
+def _processor_seconds() -> tuple[float, float, float] | None:
+    """Return the seconds, over all processors, that have passed, that were worked, and that this process worked."""
+    try:
+        line = _STAT.read_text().splitlines()[0].split()
+        ticks = [float(word) for word in line[1:9]]  # user nice system idle iowait irq softirq steal
+        whole, idle = sum(ticks), ticks[3] + ticks[4]
+        second = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):  # not Linux
+        return None
+    times = os.times()
+    return whole / second, (whole - idle) / second, sum(times[:4])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""``longtail evaluate``: the figures of a finished run, on its test set or on other data, at a prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from longtail.deployment.priors import find_prior
+from longtail.deployment.result import Result
+from longtail.deployment.under_prior import evaluate_under_prior, print_figures, print_under_prior
+from longtail.errors import UserError
+from longtail.files import as_json, check_output, write_output
+from longtail.models import Classifier
+from longtail.options import make_config, parse_values
+from longtail.reporting import fold_summary, summary, warnings, write_report
+from longtail.training.calibration import read_temperature, with_validation
+from longtail.training.checkpoint import CheckpointFolder
+from longtail.training.defaults import pick_device
+from longtail.training.evaluation import evaluate_classifier, write_evaluation
+from longtail.training.folds import fold_folders, pool_folds
+from longtail.training.gallery import write_gallery
+from longtail.training.progress import ProgressReporter
+from longtail.training.run_data import read_other_data, read_run_data
+from longtail.training.run_folder import read_config
+from longtail.training.shortlists import with_shortlists
+from longtail.training.stages import check_config
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    root: str | Path | None = None,
+    on_bad_image: str = "error",
+    unknown_labels: str = "error",
+    prior: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Result:
+    """Evaluate a finished run again.
+
+    Args:
+        run: the run's folder.
+        data: labelled images with the same classes: their test set or, where they are not split, all of them; default:
+            the test set of the run, whose ``evaluation.json``, ``per_class.csv`` and ``report.html`` are then written
+            anew. Other data writes nothing.
+        root: folder that paths in ``data`` are relative to.
+        on_bad_image: ``"error"`` or ``"skip"``, for files of ``data`` that cannot be read.
+        unknown_labels: ``"error"`` or ``"skip"``, for images of ``data`` of classes that the model does not know.
+        prior: figures where classes come at other rates: uniform, train, or a table with the columns class,prior. The
+            predictions are shifted for it (see ``Classifier.predict``); the run's own files stay as they are.
+        out: also write the figures to this .json file.
+        overwrite: replace the file at out.
+        device: where to compute.
+        quiet: print nothing.
+
+    Raises:
+        UserError: no run, an unreadable model, other classes, a prior that is none, or out is taken.
+    """
+    path, say = Path(run), ProgressReporter(quiet)
+    target = None if out is None else check_output(Path(out), overwrite, (".json",))
+    if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error"):
+        raise UserError(
+            "--root, --on_bad_image and --unknown_labels are for other data; name it: longtail evaluate RUN DATA."
+        )
+    config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
+    if config.folds is not None and config.source.fold is None:
+        if data is not None or prior is not None:
+            raise UserError(
+                f"{path} holds the folds of a run; evaluate one of them on other data or at another prior, such as "
+                f"{path}/fold-0."
+            )
+        for folder in fold_folders(path, config):
+            evaluate(folder, device=device, quiet=True)
+        pooled = pool_folds(path, config)
+        write_evaluation(path, pooled)
+        write_report(path)
+        say.say(fold_summary(pooled.figures))
+        for line in warnings(pooled.figures):
+            say.say(line)
+        if target is not None:
+            write_output(target, as_json(pooled.figures))
+        return Result(path, pooled.figures)
+    classifier = Classifier.load(path)
+    expected = None if prior is None else find_prior(prior, classifier)
+    state = CheckpointFolder(path / "resume").load_meta()
+    if state is not None:
+        check_config(path, state)
+    where, workers = pick_device(device), config.loading.workers
+    if data is None:
+        splits = read_run_data(path, config, state, say)
+        test = splits.test
+    else:
+        test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
+    evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers, path)
+    evaluated = with_validation(path, evaluated, classifier.logit_prior)
+    if expected is not None:
+        as_it_is, temperature = evaluated.figures, read_temperature(path)
+        evaluated = evaluate_under_prior(evaluated, classifier, expected, str(prior), temperature, config.group_edges)
+        print_under_prior(say, as_it_is, evaluated.figures)
+    else:
+        evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
+        if data is None:
+            write_gallery(path, classifier, evaluated, splits.train, test)
+            write_evaluation(path, evaluated, keep_logits=config.folds is not None)
+            write_report(path)
+        say.say(summary(evaluated.figures))
+        for line in warnings(evaluated.figures):
+            say.say(line)
+        print_figures(say, evaluated.figures)
+    if target is not None:
+        write_output(target, as_json(evaluated.figures))
+        say.say(f"{target}")
+    return Result(path, evaluated.figures)
