@@ -307,5 +307,5 @@ def test_data_may_be_a_path_object(tmp_path):
 
 
 def test_load_what_is_no_model(tmp_path):
-    with pytest.raises(UserError, match=r"no such file: .*model\.json"):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no model\.json"):
         longtail.load(tmp_path)

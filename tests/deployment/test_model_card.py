@@ -30,9 +30,10 @@ def test_the_head_is_yaml_with_the_runs_figures(run):
     (model,) = head["model-index"]
     (result,) = model["results"]
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
-        "accuracy": record["top1"],
-        "balanced_accuracy": record["balanced_accuracy"],
+        "accuracy": round(record["top1"], 4),
+        "balanced_accuracy": round(record["balanced_accuracy"], 4),
     }
+    assert result["dataset"] == {"name": "site_1", "type": "imagefolder"}
     assert "license" not in head
 
 

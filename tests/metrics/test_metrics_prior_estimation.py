@@ -118,8 +118,8 @@ def test_a_class_that_is_ruled_out_by_few_images_still_counts():
 
 
 def test_weights_stand_for_copies():
-    logits, _ = images_of([0.2, 0.3, 0.5], 50, seed=4, distance=1.0)
-    times = torch.arange(50) % 3 + 1
+    logits, labels = images_of([0.3, 0.3, 0.4], 50, seed=4, distance=1.5)
+    times = torch.tensor([5, 1, 1])[labels]
     base = torch.tensor([0.5, 0.3, 0.2])
     whole = estimate_prior(logits.repeat_interleave(times, dim=0), base, tolerance=1e-10, max_iterations=50_000)
     weighted = estimate_prior(logits, base, tolerance=1e-10, max_iterations=50_000, weights=5 * times)

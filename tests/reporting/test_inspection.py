@@ -278,7 +278,6 @@ MISTAKES = {
     "no data": ([], ["DATA"]),
     "an unknown option": (["photos", "--source.grup_pattern", "x"], ["group_pattern"]),
     "no run": (["photos", "--run", "photos"], ["photos", "config.yaml"]),
-    "a page where nothing may be written": (["photos", "--out", "/proc/x.html"], ["/proc/x.html", "Permission denied"]),
     "a page below a file": (["photos", "--out", "photos/ant/00.png/x.html"], ["x.html"]),
 }
 
@@ -287,6 +286,13 @@ MISTAKES = {
 def test_mistakes_are_told_in_a_sentence(desk, make_photos, words, naming):
     make_photos(desk.folder / "photos", {"ant": 4, "bee": 3})
     desk.refuse("inspect", *words, "--json", naming=naming)
+
+
+def test_a_page_that_may_not_be_written_is_refused_before_the_images_are_looked_at(desk, make_photos, monkeypatch):
+    make_photos(desk.folder / "photos", {"ant": 4, "bee": 3})
+    monkeypatch.setattr("longtail.files.os.access", lambda path, mode: False)
+    monkeypatch.setattr(inspection, "survey", None)
+    desk.refuse("inspect", "photos", "--out", "x.html", naming=["--out x.html", "Permission denied"])
 
 
 def test_labels_that_a_run_doubts(desk, make_photos):

@@ -198,8 +198,9 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], o
         out = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
     _, channels, height, width = images.shape
     shift, scale = (_over_a_row(values, width, images.device) for values in (mean, std))
-    at_a_time = max(1, _NORMALISED // (channels * height * width)) if images.device.type == "cpu" else len(images)
-    for some, place in zip(images.split(max(1, at_a_time)), out.split(max(1, at_a_time)), strict=True):
+    on_processor = images.device.type == "cpu"
+    at_a_time = max(1, _NORMALISED // (channels * height * width) if on_processor else len(images))
+    for some, place in zip(torch.split(images, at_a_time), torch.split(out, at_a_time), strict=True):
         pixels = place.permute(0, 2, 3, 1)
         if some.is_contiguous(memory_format=torch.channels_last):
             pixels.copy_(some.permute(0, 2, 3, 1))
