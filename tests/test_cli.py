@@ -474,7 +474,8 @@ def test_train_tells_data_choices_figures_and_report(desk, made):
     assert "epochs" not in lines[1].replace("teacher.epochs", "")  # they were given
     assert [line.split()[:3] for line in lines[2:4]] == [["teacher", "epoch", "1/1"], ["student", "epoch", "1/1"]]
     assert lines[4].startswith("test: top-1 ")
-    assert lines[5:] == ["report: out/report.html"]
+    assert [line.split(" was far from")[0] for line in lines[5:7]] == ["the teacher", "the student"]  # one epoch each
+    assert lines[7:] == ["report: out/report.html"]
     assert err == ""
 
 
