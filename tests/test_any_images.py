@@ -360,7 +360,7 @@ def test_evaluate_what_has_no_labels_of_the_model(desk, trained, make_photos):
     make_photos(desk.folder / "other", {"x": 2, "y": 1})
     desk.refuse("evaluate", trained / "run", "other", naming=["other", "no image of the model's classes", "'x'"])
     skip = ["--unknown_labels", "skip"]
-    desk.refuse("evaluate", trained / "run", "other", *skip, naming=["other", "no image to evaluate on"])
+    desk.refuse("evaluate", trained / "run", "other", *skip, naming=["other", "no image of the model's classes"])
     desk.refuse("evaluate", trained / "run", "nowhere/here", naming=["nowhere/here"])
     desk.refuse(
         "evaluate",
