@@ -1,6 +1,6 @@
 """Cross entropy, logit adjustment and GML on digits-lt (imbalance 100): the README's table.
 
-    .venv/bin/python benchmarks/digits.py            # 10 seeds, about 20 minutes on two cores
+    .venv/bin/python benchmarks/digits.py            # 10 seeds, 3 to 20 minutes on two cores
     .venv/bin/python benchmarks/digits.py --seeds 2 --epochs 5 --out runs/try.json
 
 The data is the same for every seed (329 training images, 40 test images a class); the seed changes initial weights,

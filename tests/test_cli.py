@@ -479,6 +479,18 @@ def test_train_tells_data_choices_figures_and_report(desk, made):
     assert err == ""
 
 
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_threads_that_wait_soon_sleep_unless_told_otherwise(monkeypatch, given):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["recipes"]) == 0
+    assert {name: os.environ[name] for name in names if name in os.environ} == (given or {"GOMP_SPINCOUNT": "30000"})
+
+
 def test_quiet_prints_nothing(desk, made):
     assert desk.run("train", made / "bars.npz", "--out", "out", *SHORT, "--method", "cross_entropy") == ("", "")
 
