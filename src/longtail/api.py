@@ -119,7 +119,7 @@ def _train_one(
     say.say(f"{config.method}, chosen from the data: {describe(config, told or set(given))}")
     seen = splits.train.fingerprint()
     splits = frame_for_run(config, splits, say)
-    _check_teacher_stays(config, overwrite)
+    _check_ready_runs_stay(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
         if not folder.holds_run:
@@ -184,11 +184,12 @@ def _check_beside(out: Path, config: TrainConfig) -> None:
             )
 
 
-def _check_teacher_stays(config: TrainConfig, overwrite: bool) -> None:
-    """Raise if the run would delete its own teacher."""
-    teacher, out = config.teacher.run, Path(str(config.out))
-    if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
+def _check_ready_runs_stay(config: TrainConfig, overwrite: bool) -> None:
+    """Raise if the run would delete what it builds on."""
+    out = Path(str(config.out))
+    for kind, run in (("teacher", config.teacher.run), ("representation", config.decoupled.run)):
+        if overwrite and run is not None and Path(run).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--overwrite would delete the {kind} {run}, which lies in {out}; choose another --out.")
 
 
 def _train_folds(
@@ -209,7 +210,7 @@ def _train_folds(
         firsts = [_choose(replace_options(config, {"source.fold": fold}), {}, False, say) for fold in deals]
         # One choice for all folds, weights included: their figures are put together.
         config = replace_options(firsts[0][0], {"source.fold": None})
-        _check_teacher_stays(config, overwrite)
+        _check_ready_runs_stay(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
         if firsts:

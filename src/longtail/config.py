@@ -16,6 +16,7 @@ from longtail.errors import UserError
 from longtail.option_groups import (
     CheckpointOptions,
     DataOptions,
+    DecoupledOptions,
     LoadingOptions,
     LossOptions,
     OptimiserOptions,
@@ -36,13 +37,16 @@ class TrainConfig:
         data: a name (``digits-lt``, ``cifar100-lt``, ...), a folder of images, a manifest (``.csv``, ``.parquet``), a
             split list (``.txt``) or arrays (``.npz``).
         root: folder that paths in a manifest or list are relative to, or that holds a published data set.
-        method: ``gml``, ``logit_adjustment`` or ``cross_entropy``.
+        method: name of what is trained, of those that ``docs/methods.md`` lists.
         backbone: encoder name: one of this package, or any of timm.
         pretrained: weights to start from: ``auto`` (timm's, if they can be had), ``none``, ``hub``, the name of other
             weights of the same encoder, a file, or the folder of a run.
         image_size: side in pixels that images are brought to.
         epochs: passes over the training images.
         batch_size: images a step.
+        sampler: how often an epoch draws the images of a class, in the last stage: ``instance`` (each image once),
+            ``class_balanced`` (each class equally often), ``square_root`` (in proportion to the root of its size) or
+            ``progressive`` (from the first to the second over the epochs); default: the method's own.
         imbalance: largest over smallest class that the training set is cut to; none = as the data is.
         folds: test on each of this many parts of the data in turn, for data whose rare classes have few images.
         val_fraction: share of each class's training images that is held out to choose the epoch and to calibrate on; at
@@ -59,7 +63,8 @@ class TrainConfig:
         capture: record the training step once and replay it where the device can (CUDA graphs); changes only the speed.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
             validation images; 0 = at the test set at the end only, at the validation images after every epoch.
-        source, loading, views, loss, queue, teacher, optimiser, checkpoint, tracking: groups of options.
+        source, loading, views, loss, queue, teacher, decoupled, optimiser, checkpoint, tracking: groups of
+            options.
     """
 
     data: str = ""
@@ -70,6 +75,7 @@ class TrainConfig:
     image_size: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    sampler: Literal["instance", "class_balanced", "square_root", "progressive"] | None = None
     imbalance: float | None = None
     folds: int | None = None
     val_fraction: float = 0.0
@@ -88,6 +94,7 @@ class TrainConfig:
     loss: LossOptions = field(default_factory=LossOptions)
     queue: QueueOptions = field(default_factory=QueueOptions)
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    decoupled: DecoupledOptions = field(default_factory=DecoupledOptions)
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
@@ -99,15 +106,19 @@ class TrainConfig:
 _POSITIVE = (
     "epochs batch_size loss.temperature loss.scale loss.distillation_temperature queue.capacity queue.min_per_class "
     "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm checkpoint.bad_steps "
-    "image_size source.repeats loading.prefetch loading.resize"
+    "image_size source.repeats loading.prefetch loading.resize decoupled.epochs"
 )
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
     "loss.distillation_weight optimiser.weight_decay checkpoint.every_seconds source.split_seed source.fold "
-    "loading.workers teacher.cache"
+    "loading.workers teacher.cache loss.post_hoc_strength loss.focal_gamma loss.max_margin loss.paco_alpha loss.mixup "
+    "decoupled.tau optimiser.sharpness"
 )
 _DEFAULTS: dict[str, Any] = {}
-_SHARE = "val_fraction teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup"
+_SHARE = (
+    "val_fraction teacher.momentum optimiser.momentum optimiser.ema optimiser.warmup loss.effective_beta "
+    "loss.deferred_from"
+)
 
 
 def get_option(config: TrainConfig, key: str) -> Any:

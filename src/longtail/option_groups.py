@@ -95,10 +95,22 @@ class LossOptions:
         prior_strength: scales log p(c) in every loss that has it: 1 = the paper, 0 = no prior.
         exclude_own_key: leave a sample's own keys out of the main copy of the contrast too.
         classifier_weight: weight of L_cls.
-        contrast_weight: weight of L_GML.
+        contrast_weight: weight of the contrastive term (L_GML, or the method's own).
         distillation_weight: weight of the distillation term; 0 leaves it, and its teacher pass, out.
         distillation_temperature: both logits are divided by it.
         scale: scale of the cosine classifier (inverse temperature of its softmax).
+        post_hoc_strength: tau of post-hoc logit adjustment: tau log p(c) is taken off the logits after training.
+        class_weights: weights of the classes in the loss: ``none``, ``inverse`` (of the frequency) or ``effective``
+            (number of samples, Cui et al. 2019); default: the method's own.
+        effective_beta: of the effective number of samples, at least 0 and below 1.
+        deferred_from: share of the epochs after which class weights begin (deferred re-weighting).
+        focal_gamma: focusing exponent of the focal loss.
+        max_margin: largest margin of LDAM, that of the smallest class.
+        class_pooling: whether the density of a class is the ``mean`` (the paper) or the ``sum`` over its keys.
+        supcon_log: where the log of supervised contrast stands: ``outside`` the mean over positives (Khosla 2020,
+            Eq. 3) or ``inside`` (Eq. 4: averaged first).
+        paco_alpha: weight that PaCo gives a contrast sample of the label, beside 1 for the label's centre.
+        mixup: alpha of the Beta distribution that mixes images of the classifier view; 0 = off.
     """
 
     temperature: float | None = None
@@ -106,25 +118,39 @@ class LossOptions:
     prior_strength: float = 1.0
     exclude_own_key: bool = False
     classifier_weight: float = 1.0
-    contrast_weight: float = 1.0
+    contrast_weight: float | None = None
     distillation_weight: float | None = None
     distillation_temperature: float = 4.0
     scale: float = 30.0
+    post_hoc_strength: float = 0.0
+    class_weights: Literal["none", "inverse", "effective"] | None = None
+    effective_beta: float = 0.9999
+    deferred_from: float | None = None
+    focal_gamma: float = 2.0
+    max_margin: float = 0.5
+    class_pooling: Literal["mean", "sum"] = "mean"
+    supcon_log: Literal["outside", "inside"] = "outside"
+    paco_alpha: float = 0.05
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)
 class QueueOptions:
-    """The class-wise queue of contrast samples.
+    """The queue of contrast samples.
 
     Attributes:
+        kind: ``class_wise`` (a ring buffer a class, the paper) or ``fifo`` (one for all, as MoCo's).
         capacity: slots over all classes (K of Eq. 6).
         min_per_class: least slots a class gets (K_min of Eq. 6).
         projection_dim: width of the space in which queries and keys are compared.
+        project: compare them there; false = compare the features themselves (student and teacher of the same width).
     """
 
+    kind: Literal["class_wise", "fifo"] = "class_wise"
     capacity: int | None = None
     min_per_class: int | None = None
     projection_dim: int | None = None
+    project: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,7 +158,8 @@ class TeacherOptions:
     """Who fills the queue.
 
     Attributes:
-        kind: ``frozen`` (trained beforehand, the paper) or ``momentum`` (a moving average of the student).
+        kind: ``frozen`` (trained beforehand, GML's default), ``momentum`` (a moving average of the student) or ``none``
+            (the student itself, where a method has no queue); default: the method's own.
         run: folder of a finished run to use as the frozen teacher instead of training one.
         backbone: encoder of the teacher that is trained beforehand.
         pretrained: weights that the teacher starts from, as ``pretrained``.
@@ -142,13 +169,28 @@ class TeacherOptions:
             0 = it sees a fresh one at every step, as published (slower).
     """
 
-    kind: Literal["frozen", "momentum"] = "frozen"
+    kind: Literal["frozen", "momentum", "none"] | None = None
     run: str | None = None
     backbone: str | None = None
     pretrained: str | None = None
     epochs: int | None = None
     momentum: float = 0.999
     cache: int = 0
+
+
+@dataclass(frozen=True)
+class DecoupledOptions:
+    """Methods that train a representation first and a classifier on it afterwards (Kang et al. 2020).
+
+    Attributes:
+        run: folder of a finished run whose encoder is the representation, instead of training one.
+        epochs: of the classifier's stage; default: a ninth of the epochs, as 10 after 90, at least 5.
+        tau: exponent of tau-normalisation: class weights are divided by their norm to the power of tau.
+    """
+
+    run: str | None = None
+    epochs: int | None = None
+    tau: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +208,7 @@ class OptimiserOptions:
         decay: for ``step``, the factor at each milestone.
         clip_norm: largest L2 norm of the gradient; none = no clipping.
         ema: decay of a moving average of the weights, which is then what is evaluated and deployed; none = off.
+        sharpness: radius of sharpness-aware steps (SAM, Foret et al. 2021), which cost twice as much; 0 = off.
     """
 
     name: Literal["sgd", "adamw"] | None = None
@@ -178,6 +221,7 @@ class OptimiserOptions:
     decay: float = 0.1
     clip_norm: float | None = None
     ema: float | None = None
+    sharpness: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,16 @@ def test_cifar100_lt_gets_the_published_settings():
 
 
 OPEN = {
-    *("imbalance", "root", "folds", "image_size", "teacher.run", "optimiser.clip_norm", "optimiser.ema"),
+    *(
+        "imbalance",
+        "root",
+        "folds",
+        "image_size",
+        "teacher.run",
+        "decoupled.run",
+        "optimiser.clip_norm",
+        "optimiser.ema",
+    ),
     *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
     *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),
 }

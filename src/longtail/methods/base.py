@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from longtail.data import LabelledImages
 from longtail.data.loading import Batch
 from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim, load_weights
 
-OWN_OPTIONS = ("views.", "loss.", "queue.", "teacher.")
+OWN_OPTIONS = ("views.", "loss.", "queue.", "teacher.", "decoupled.")
 """Groups of options that belong to methods and not to every run."""
 
 Fetch = Callable[[str, Tensor, Tensor], Tensor]
@@ -32,6 +32,8 @@ class Stage:
         epochs: passes over the training images.
         takes: name of the earlier stage whose classifier it is given, or None.
         weights: what the encoder starts from (see ``longtail.models.choose_weights``).
+        ready: folder of a finished run that stands for the stage named by ``takes``; its model is copied there.
+        sampler: how its epochs draw images; None = as the run's ``sampler`` says.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Stage:
     epochs: int
     takes: str | None = None
     weights: str = "none"
+    ready: str | None = None
+    sampler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class MethodContext:
     std: tuple[float, ...]
     previous: Classifier | None = None
     resumed: bool = False
+
+    @property
+    def sampler(self) -> str:
+        """How the stage's epochs draw images."""
+        return self.stage.sampler or resolved(self.config.sampler)
 
     def build_encoder(self) -> nn.Module:
         """Return the stage's encoder, initialised from torch's current random state or from the stage's weights."""
@@ -114,7 +123,11 @@ class Method(nn.Module):
     Attributes:
         views: view name to augmentation recipe; every batch holds these views.
         fetched_views: likewise; views that no batch holds, but that may be fetched.
-        sampler: how an epoch draws samples; ``instance`` = each image once.
+        sampler: how an epoch draws images, a name of ``longtail.data.samplers``.
+        classifies: whether ``classifier()`` can tell classes apart; if not (a representation alone), nothing of the
+            stage is evaluated or selected, and its last epoch is what the next stage is given.
+        own_options: options of :data:`OWN_OPTIONS` that it reads, each a dotted name or the start of one (``views.``).
+        defaults: options of the method that are left open, by dotted name; they go before those chosen from the data.
         encoder, head: what is deployed, and what a moving average of the weights covers.
         uses_progress: whether ``forward`` computes something else as ``progress`` rises. If not, a step may be captured
             once and replayed; ``on_epoch`` then changes what it changes in place (buffers, not attributes).
@@ -126,6 +139,9 @@ class Method(nn.Module):
     passes: float = 1.0
     uses_progress: bool = False
     sampler: str = "instance"
+    classifies: bool = True
+    own_options: ClassVar[tuple[str, ...]] = OWN_OPTIONS
+    defaults: ClassVar[Mapping[str, Any]] = {}
     encoder: nn.Module
     head: nn.Module
 
@@ -144,9 +160,9 @@ class Method(nn.Module):
         """Return whether a run of this method reads the option with that dotted name.
 
         Asked only of :data:`OWN_OPTIONS`: every run reads the others. What is not read is neither told as a difference
-        between runs nor part of the command that trains a run again. Default: all are read.
+        between runs nor part of the command that trains a run again.
         """
-        return True
+        return option.startswith(cls.own_options)
 
     @classmethod
     def build(cls, context: MethodContext) -> Method:

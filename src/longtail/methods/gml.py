@@ -11,8 +11,9 @@ A step, with three views of each image:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,12 @@ class GML(Method):
 
     # Two views forward and backward; of the teacher two forward only, about a third each.
     passes = 8 / 3
+    own_options: ClassVar[tuple[str, ...]] = (
+        *("views.", "queue.", "teacher."),
+        *("loss.temperature", "loss.learn_temperature", "loss.prior_strength", "loss.exclude_own_key", "loss.scale"),
+        *("loss.classifier_weight", "loss.contrast_weight", "loss.distillation_", "loss.class_pooling"),
+    )
+    defaults: ClassVar[Mapping[str, Any]] = {"teacher.kind": "frozen"}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__()
@@ -45,7 +52,8 @@ class GML(Method):
         self.context = context
         self.options = config.loss
         # A term of weight 0 costs nothing: no view, no pass through the teacher, no queue to fill.
-        self.contrasts = config.loss.contrast_weight > 0
+        self.contrasts = resolved(config.loss.contrast_weight) > 0
+        self.sampler = context.sampler
         self.views = {"classifier": resolved(config.views.classifier)}
         if self.contrasts:
             self.views["query"] = resolved(config.views.query)
@@ -95,17 +103,9 @@ class GML(Method):
             resolved(config.epochs),
             weights=config.pretrained or "none",
         )
-        if config.teacher.kind == "momentum" or config.teacher.run:
+        if config.teacher.kind == "momentum":
             return [student]
-        own = config.teacher
-        teacher = Stage(
-            "teacher",
-            "logit_adjustment",
-            resolved(own.backbone),
-            resolved(own.epochs),
-            weights=own.pretrained or "none",
-        )
-        return [teacher, replace(student, takes=teacher.name)]
+        return with_teacher(config, student)
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:
@@ -115,6 +115,8 @@ class GML(Method):
     @classmethod
     def check(cls, config: TrainConfig, train: LabelledImages) -> None:
         """The queue must hold every class, and a ready teacher must know the same classes and images."""
+        if config.teacher.kind == "none":
+            raise UserError("gml needs a teacher to fill its queue: --teacher.kind frozen or momentum.")
         capacity = resolved(config.queue.capacity)
         queue_lengths(train.class_counts, capacity, resolved(config.queue.min_per_class))
         if capacity > 1000 * len(train):
@@ -188,7 +190,7 @@ class GML(Method):
             queries = self.query_projection(features[size:])
             # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
             keys = self.key_projection(self.queue.features)
-            losses["gml"] = self.options.contrast_weight * self.contrast_loss(
+            losses["gml"] = resolved(self.options.contrast_weight) * self.contrast_loss(
                 queries,
                 batch.labels,
                 keys,
@@ -215,6 +217,16 @@ class GML(Method):
     def classifier(self) -> Classifier:
         """Student encoder and cosine head; projections, queue and teacher stay behind."""
         return self.context.build_classifier(self.encoder, self.head, self.options.prior_strength)
+
+
+def with_teacher(config: TrainConfig, student: Stage) -> list[Stage]:
+    """Return the student's stage with a frozen teacher: trained before it with L_cls, or of a ready run."""
+    own = config.teacher
+    student = replace(student, takes="teacher", ready=own.run)
+    if own.run:
+        return [student]
+    backbone, epochs, weights = resolved(own.backbone), resolved(own.epochs), own.pretrained or "none"
+    return [Stage("teacher", "logit_adjustment", backbone, epochs, weights=weights, sampler="instance"), student]
 
 
 def check_cache(config: TrainConfig, train: LabelledImages) -> None:

@@ -23,17 +23,13 @@ class LogitAdjustment(Method):
     """Logit-adjusted cross entropy on a cosine classifier: L_cls of the paper, and its teacher."""
 
     head_kind: ClassVar[str] = "cosine"
-    own_options: ClassVar[frozenset[str]] = frozenset({"views.classifier", "loss.prior_strength", "loss.scale"})
-
-    @classmethod
-    def reads(cls, option: str) -> bool:
-        """One view, one loss, one head; no queue and no teacher."""
-        return option in cls.own_options
+    own_options: ClassVar[tuple[str, ...]] = ("views.classifier", "loss.prior_strength", "loss.scale")
 
     def __init__(self, context: MethodContext, prior_strength: float) -> None:
         super().__init__()
         self.context = context
         self.prior_strength = prior_strength
+        self.sampler = context.sampler
         self.views = {"classifier": resolved(context.config.views.classifier)}
         self.encoder = context.build_encoder()
         self.head = context.build_head(self.encoder, self.head_kind)
@@ -65,7 +61,7 @@ class CrossEntropy(LogitAdjustment):
     """Plain softmax cross entropy on a linear head, the usual starting point."""
 
     head_kind: ClassVar[str] = "linear"
-    own_options: ClassVar[frozenset[str]] = frozenset({"views.classifier"})
+    own_options: ClassVar[tuple[str, ...]] = ("views.classifier",)
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:

@@ -11,7 +11,7 @@ from longtail.config import TrainConfig, flatten
 from longtail.methods import is_read
 from longtail.training.run_folder import may_change
 
-_PATHS = ("data", "root", "source.test", "pretrained", "teacher.run", "teacher.pretrained")
+_PATHS = ("data", "root", "source.test", "pretrained", "teacher.run", "teacher.pretrained", "decoupled.run")
 _NO_PATH = "hf-hub:"
 
 

@@ -19,6 +19,7 @@ from longtail.config import TrainConfig, flatten, get_option, replace_options, r
 from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
 from longtail.data.views import build_view
 from longtail.errors import UserError
+from longtail.methods import get_method, is_read
 from longtail.models import Classifier, EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
 from longtail.training.precision import faster_precision, time_encoder
 
@@ -56,10 +57,11 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     size, side, files = len(data.train), typical_side(data.train), isinstance(data.train, ImageFiles)
     chosen: dict[str, Any] = {}
     notes: list[str] = []
+    own = get_method(config.method).defaults
 
     def choose(key: str, value: Any) -> Any:
         given = get_option(config, key)
-        chosen[key] = value if given is None else given
+        chosen[key] = own.get(key, value) if given is None else given
         return chosen[key]
 
     backbone = choose("backbone", _fitting_encoder(side, files))
@@ -72,6 +74,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     passes = min(max(round(_IMAGES_A_STAGE[photos] / size), _FEWEST_EPOCHS[photos]), _MOST_EPOCHS)
     epochs = choose("epochs", 60 if tiny else passes if files else 200)
     choose("teacher.epochs", epochs)
+    choose("decoupled.epochs", max(round(epochs / 9), 5))
     batch = choose("batch_size", 32 if tiny else 64 if files else 128)
     if batch > size:
         notes.append(f"batch_size {batch} is larger than the training set; {size} is used.")
@@ -95,6 +98,11 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     choose("loss.temperature", 0.07 if photos else 0.1)
     # The paper distils on CIFAR only, where small networks over-fit.
     choose("loss.distillation_weight", 0.0 if photos else 1.0)
+    choose("loss.contrast_weight", 1.0)
+    choose("loss.class_weights", "none")
+    choose("loss.deferred_from", 0.0)
+    choose("sampler", "instance")
+    choose("teacher.kind", "none")
     _choose_queue(choose, data, feature_dim(encoder))
     choose("select", "best" if config.val_fraction else "last")
     device = pick_device(config.device)
@@ -217,7 +225,7 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     notes: list[str] = []
     chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
     notes += [note] if note else []
-    trains_teacher = config.method == "gml" and config.teacher.kind == "frozen" and config.teacher.run is None
+    trains_teacher = _trains_teacher(config)
     same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
     if not trains_teacher:
         chosen["teacher.pretrained"] = config.teacher.pretrained or "none"
@@ -230,6 +238,11 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
         chosen["teacher.pretrained"] = weights
         notes += [note] if note and note not in notes else []
     return replace_options(config, chosen), notes
+
+
+def _trains_teacher(config: TrainConfig) -> bool:
+    """Return whether the run of resolved options trains a frozen teacher before its last stage."""
+    return any(stage.name == "teacher" for stage in get_method(config.method).stages(config, config.method))
 
 
 def _sketch(name: str, channels: int, image_size: tuple[int, int]) -> nn.Module:
@@ -280,8 +293,7 @@ def describe(config: TrainConfig, given: set[str]) -> str:
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
     keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
     keys += ["views.classifier"]
-    if config.method == "gml":
-        trains_teacher = config.teacher.kind == "frozen" and config.teacher.run is None
-        keys += ["teacher.backbone", "teacher.epochs"] if trains_teacher else []
-        keys += ["queue.capacity", "queue.min_per_class", "loss.temperature"]
+    keys += ["teacher.backbone", "teacher.epochs"] if _trains_teacher(config) else []
+    own = ("decoupled.epochs", "queue.capacity", "queue.min_per_class", "loss.temperature")
+    keys += [key for key in own if is_read(config.method, key)]
     return ", ".join(f"{key} {shown[key]}" for key in keys if key in shown)

@@ -106,7 +106,7 @@ class StageRun:
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         decay = config.optimiser.ema
         self.average = MovingAverage(deployed, decay).to(job.device) if decay is not None else None
-        self.best = BestEpoch() if config.select == "best" else None
+        self.best = BestEpoch() if config.select == "best" and self.method.classifies else None
         self.step = 0 if restored is None else int(restored[1]["step"])
         self.training_step = TrainingStep(
             self.method,
@@ -230,13 +230,14 @@ class StageRun:
     def _end_epoch(self, epoch: int, rate: float) -> None:
         taken, figures = self.training_step.sums.so_far()
         every = self.config.evaluate_every
-        if every and epoch % every == 0:
+        if every and epoch % every == 0 and self.method.classifies:
             self.job.progress.note("evaluating")
             figures.update(self.job.look(self.deployable()))
-        if self.job.validate is not None and (epoch % (every or 1) == 0 or epoch == self.stage.epochs):
+        validated = self.job.validate if self.method.classifies else None
+        if validated is not None and (epoch % (every or 1) == 0 or epoch == self.stage.epochs):
             self.job.progress.note("evaluating")
             classifier = self.deployable()
-            figures.update(self.job.validate(classifier))
+            figures.update(validated(classifier))
             if self.best is not None:
                 self.best.see(epoch, figures, classifier)
         record = {"stage": self.stage.name, "epoch": epoch, "step": self.step, "lr": rate}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from longtail.config import TrainConfig, replace_options
+from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, ImageFiles, LabelledImages, load_data
 from longtail.data.check_cache import default_cache
 from longtail.data.file_splits import FileChecks
@@ -41,7 +41,8 @@ def read_splits(config: TrainConfig, say: ProgressReporter) -> DataSplits:
 def notes_on_other_runs(config: TrainConfig, splits: DataSplits) -> list[str]:
     """Return notes on runs that this one builds on and that may have seen what it is tested on."""
     notes = []
-    for key, run in (("pretrained", config.pretrained), ("teacher.run", config.teacher.run)):
+    for key in ("pretrained", "teacher.run", "decoupled.run"):
+        run = get_option(config, key)
         is_run = run is not None and (Path(run) / "model.json").exists()
         if is_run and trained_on_other(Path(str(run)), splits.train.fingerprint()):
             validated = splits.validation is not None

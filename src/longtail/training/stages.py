@@ -94,7 +94,7 @@ def run_stages(
             if restored is not None and restored[1]["stage"] > number:
                 finished[stage.name] = Classifier.load(target)
                 continue
-            previous = _previous(config, stage, finished, folder.path)
+            previous = _previous(stage, finished, folder.path)
             resumed = restored is not None
             context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed)
             job = StageJob(
@@ -119,6 +119,9 @@ def run_stages(
                 finally:
                     folder.note_seconds(stage.name, time.monotonic() - began, device)
             finished[stage.name].save(target)
+            if not run.method.classifies:
+                finished[stage.name] = Classifier.load(target)
+                continue
             # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
             classifier = finished[stage.name] = Classifier.load(target)
             progress.note(f"evaluating {stage.name}")
@@ -137,13 +140,11 @@ def run_stages(
     return evaluation
 
 
-def _previous(config: TrainConfig, stage: Stage, finished: dict[str, Classifier], folder: Path) -> Classifier | None:
+def _previous(stage: Stage, finished: dict[str, Classifier], folder: Path) -> Classifier | None:
     """Return the classifier that a stage takes: of an earlier stage, or of a ready run, which is copied here."""
-    if stage.takes is not None:
-        return finished[stage.takes]
-    if config.teacher.run is None or config.method != stage.method:
-        return None
-    kept = folder / "teacher"
+    if stage.takes is None or stage.ready is None:
+        return None if stage.takes is None else finished[stage.takes]
+    kept = folder / stage.takes
     if not (kept / "model.json").exists():
-        Classifier.load(config.teacher.run).save(kept)
+        Classifier.load(stage.ready).save(kept)
     return Classifier.load(kept)

@@ -108,8 +108,8 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
     with torch.random.fork_rng(devices=[]):
         for stage in stages:
             previous = finished.get(stage.takes or "")
-            if previous is None and config.teacher.run is not None:
-                previous = Classifier.load(config.teacher.run)
+            if previous is None and stage.ready is not None:
+                previous = Classifier.load(stage.ready)
             method = get_method(stage.method).build(MethodContext(config, stage, noise, mean, std, previous))
             method = method.to(device).to(memory_format=torch.channels_last)
             method.train()
