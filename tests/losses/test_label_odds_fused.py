@@ -80,6 +80,7 @@ CASES = [
     ("kept", True, 0.1, (5, 512)),
     ("kept", True, 0.005, (40, 4)),
     ("excluded", False, 0.02, (130, 6)),
+    ("kept, summed", True, 0.1, (5, 512)),
 ]
 
 
@@ -91,6 +92,7 @@ def test_agrees_with_float64(ids, masked, temperature, size, monkeypatch, calls)
     monkeypatch.setattr(label_odds_fused, "_PROGRAMS", programs)
     vectors, given = draw(LENGTHS, dim, 34, ids is not None, masked)
     options = {"temperature": temperature, "exclude_own_key": ids == "excluded"}
+    options["class_pooling"] = "sum" if ids == "kept, summed" else "mean"
     wanted = outcome("plain", torch.float64, vectors, given, **options)
     assert 0 < wanted[1] < 34
     assert wanted[3].norm() > 1e-3

@@ -96,7 +96,7 @@ class _FusedLabelLogOdds(torch.autograd.Function):
 
         scale = (-log_temperature).exp() / LN2
         bias = (bias / LN2).clamp_(min=torch.finfo(bias.dtype).min)
-        start, end, _, query_ids, key_ids, exclude_own_key = label_class
+        start, end, _, query_ids, key_ids, exclude_own_key, of_mean = label_class
         with_ids = query_ids is not None and key_ids is not None
         given = (queries, keys, bias, start, end, query_ids if with_ids else start, key_ids if with_ids else start)
         size, blocks, splits, keys_a_split = _grid(queries, keys)
@@ -112,7 +112,7 @@ class _FusedLabelLogOdds(torch.autograd.Function):
         if with_ids:
             normaliser_of_others, other_mean = _merged(parts[6], parts[7], parts[8])
             counts = [part.sum(0).clamp_(min=1) for part in (parts[5], parts[9])]
-            other_target = normaliser_of_others + (counts[0] / counts[1]).log2_()
+            other_target = normaliser_of_others + (counts[0] / counts[1]).log2_() if of_mean else normaliser_of_others
             if exclude_own_key:
                 target, normaliser = other_target, normaliser_of_others
             else:
