@@ -28,6 +28,7 @@ from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
 from longtail.memory import ClassQueue, FifoQueue, FrozenTeacher, MomentumTeacher, TeacherCache
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
+from longtail.methods.mixup import mixup
 from longtail.models import Classifier, CosineHead, ProjectionHead, UnitVectors, build_encoder, feature_dim
 
 CACHE_SHARE = 0.5
@@ -42,7 +43,7 @@ class GML(Method):
     own_options: ClassVar[tuple[str, ...]] = (
         *("views.", "queue.", "teacher."),
         *("loss.temperature", "loss.learn_temperature", "loss.prior_strength", "loss.exclude_own_key", "loss.scale"),
-        *("loss.classifier_weight", "loss.contrast_weight", "loss.distillation_", "loss.class_pooling"),
+        *("loss.classifier_weight", "loss.contrast_weight", "loss.distillation_", "loss.class_pooling", "loss.mixup"),
     )
     defaults: ClassVar[Mapping[str, Any]] = {"teacher.kind": "frozen"}
 
@@ -192,10 +193,11 @@ class GML(Method):
         """L_cls + L_GML (+ distillation), weighted."""
         size = len(batch.labels)
         # One pass for both views: their BatchNorm statistics are joint, as in the authors' release.
-        views = [batch.views["classifier"], *([batch.views["query"]] if self.contrasts else [])]
+        mixed = mixup(batch.views["classifier"], batch.labels, self.options.mixup)
+        views = [mixed.images, *([batch.views["query"]] if self.contrasts else [])]
         features = self.encoder(torch.cat(views))
         logits = self.head(features[:size])
-        losses = {"classifier": self.options.classifier_weight * self.classifier_loss(logits, batch.labels)}
+        losses = {"classifier": self.options.classifier_weight * mixed.loss(self.classifier_loss, logits)}
         if self.contrasts:
             queries = self.query_projection(features[size:])
             # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
@@ -212,7 +214,7 @@ class GML(Method):
                 longest_class=queue.longest,
             )
         if self.options.distillation_weight:
-            teacher_logits = self.teacher.logits(batch.views["classifier"])
+            teacher_logits = self.teacher.logits(mixed.images)
             losses["distillation"] = self.options.distillation_weight * self.distillation_loss(logits, teacher_logits)
         return losses
 
