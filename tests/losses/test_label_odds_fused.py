@@ -101,6 +101,18 @@ def test_agrees_with_float64(ids, masked, temperature, size, monkeypatch, calls)
 
 
 @interpreted
+def test_ids_may_be_a_column_of_a_table(calls):
+    vectors, given = draw(LENGTHS, 5, 34, ids=True)
+    wanted = outcome("fused", torch.float32, vectors, given, temperature=0.1)
+    for name in ("query_ids", "key_ids"):
+        given[name] = torch.stack([given[name], torch.full_like(given[name], 7)], 1)[:, 0]
+        assert not given[name].is_contiguous()
+    found = outcome("fused", torch.float32, vectors, given, temperature=0.1)
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+    assert calls == [1, 1]
+
+
+@interpreted
 def test_half_precision_adds_up_in_float32(calls):
     # float16 only: the interpreter multiplies the bits of bfloat16 as if they were integers.
     dtype = torch.float16

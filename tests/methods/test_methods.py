@@ -1,6 +1,8 @@
 """Each method's step against a slow version of the paper's equations, and the contract with the loop."""
 
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +244,16 @@ def test_implied_prior_of_what_is_deployed(name, strength, tiny_config, tiny_spl
     deployed = build(name, tiny_config(), tiny_splits, previous).classifier()
     expected = torch.full((3,), 1 / 3) if strength else torch.tensor([24.0, 9.0, 2.0]) / 35
     torch.testing.assert_close(deployed.logit_prior, expected)
+
+
+def test_a_class_without_images_has_no_prior_at_any_strength(tiny_config, tiny_splits):
+    method = build("logit_adjustment", tiny_config(), tiny_splits)
+    train = SimpleNamespace(
+        class_counts=torch.tensor([24, 0, 2]), class_names=tuple("abc"), channels=1, framing=tiny_splits.train.framing
+    )
+    context = dataclasses.replace(method.context, train=train)
+    found = context.build_classifier(method.encoder, method.head, prior_strength=1.5).logit_prior
+    torch.testing.assert_close(found, torch.tensor([1 / 24**0.5, 0.0, 1 / 2**0.5]) / (1 / 24**0.5 + 1 / 2**0.5))
 
 
 def test_half_a_prior_implies_the_root_of_it(tiny_config, tiny_splits):

@@ -98,7 +98,9 @@ class _FusedLabelLogOdds(torch.autograd.Function):
         bias = (bias / LN2).clamp_(min=torch.finfo(bias.dtype).min)
         start, end, _, query_ids, key_ids, exclude_own_key, of_mean = label_class
         with_ids = query_ids is not None and key_ids is not None
-        given = (queries, keys, bias, start, end, query_ids if with_ids else start, key_ids if with_ids else start)
+        ids = (query_ids, key_ids) if query_ids is not None and key_ids is not None else (start, start)
+        # Kernels read one number after the other, so a column of a table must be copied out.
+        given = (queries, keys, bias, *(part.contiguous() for part in (start, end, *ids)))
         size, blocks, splits, keys_a_split = _grid(queries, keys)
         found = queries.new_empty((splits, 10, len(queries)), dtype=torch.float32)
         forward_kernel[blocks, splits](
