@@ -138,7 +138,7 @@ def test_what_training_refuses_is_looked_at(desk, make_photos, train, test, why)
         assert sum(seen[name]) == train.get(name, 0) + (test or {}).get(name, 0)
     if why is None:
         assert figures["refusal"] is None
-        assert "1 of 2 classes have no test image" in " ".join(figures["findings"])
+        assert "1 of 2 classes has no test image" in " ".join(figures["findings"])
     else:
         assert why in figures["refusal"]
         assert figures["findings"][0] == f"Training would refuse this data: {figures['refusal']}"

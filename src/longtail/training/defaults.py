@@ -17,7 +17,7 @@ from torch import nn
 
 from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
 from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
-from longtail.data.views import build_view
+from longtail.data.views import check_recipe
 from longtail.errors import UserError
 from longtail.methods import get_method, is_read
 from longtail.models import Classifier, EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
@@ -83,7 +83,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         raise UserError("--batch_size must be 2 or more: batch normalisation needs more than one image.")
     for view in ("classifier", "query", "key"):
         fitting = data.views or ("tiny" if tiny else "light" if not photos else _PHOTO_VIEWS[view])
-        build_view(choose(f"views.{view}", fitting), data.mean or (0.5,) * 3, data.std or (1.0,) * 3)
+        check_recipe(choose(f"views.{view}", fitting), f"--views.{view}")
     # Without batch normalisation (transformers, ConvNeXt) plain SGD at these rates does not train.
     has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
     adamw = choose("optimiser.name", "sgd" if has_norm else "adamw") == "adamw"
