@@ -96,7 +96,7 @@ class PaCoLoss(nn.Module):
         every = torch.cat([centres, logits.masked_fill(absent, least)], 1).logsumexp(1)
         at_centre = centres.gather(1, labels[:, None]).squeeze(1)
         at_samples = logits.masked_fill(~positive, 0.0).sum(1)
-        total = 1 + self.alpha * positive.sum(1)
+        total = 1 + self.alpha * positive.sum(1).to(logits.dtype)
         return (every - (at_centre + self.alpha * at_samples) / total).mean()
 
     def _check(

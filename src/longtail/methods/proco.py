@@ -1,12 +1,12 @@
 """ProCo: Du et al., "Probabilistic Contrastive Learning for Long-Tailed Visual Recognition", TPAMI 2024.
 
-A step, with two views of each image:
+A step, with three views of each image:
 
-    classifier view > student > cosine head > + log p(c)  ------------------------------> L_LA
-    query view      > student > projection > queries  ----------------------------------> L_ProCo
-                                           > mean of each class, of the epoch before  ----^
+    classifier view > student > cosine head > + log p(c)  ---------------------------> L_LA
+    query, key view > student > projection  > queries     ---------------------------> L_ProCo
+                                            > mean of each class, of the epoch before ----^
 
-The contrast is with a distribution and not with samples, so one view of the contrast is enough.
+The means are gathered from the query view.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from longtail.methods.joint import JointContrast
 class ProCo(JointContrast):
     """Contrast with the von Mises-Fisher distribution of each class beside a logit-adjusted cosine classifier."""
 
-    # Two views forward and backward, one forward again for the estimate.
-    passes = 7 / 3
+    # Three views forward and backward, one forward again for the estimate.
+    passes = 10 / 3
     contrast: ClassVar[str] = "proco"
 
     def __init__(self, context: MethodContext) -> None:
-        super().__init__(context, ("query",))
+        super().__init__(context)
         options, train = context.config.loss, context.train
         width = resolved(context.config.queue.projection_dim)
         self.contrast_loss = ProCoLoss(train.class_counts, resolved(options.temperature), options.prior_strength)
@@ -64,10 +64,10 @@ class ProCo(JointContrast):
         self.estimate.start_epoch(round(progress * self.context.stage.epochs))
 
     def contrasted(self, projected: Tensor, batch: Batch) -> Tensor:
-        """The query view against the distributions."""
+        """Both views of every image against the distributions."""
         directions, concentrations = self.estimate.parameters_of_classes()
         known = self.estimate.known
-        loss: Tensor = self.contrast_loss(projected, batch.labels, directions, concentrations, known)
+        loss: Tensor = self.contrast_loss(projected, batch.labels.repeat(2), directions, concentrations, known)
         return loss
 
     def readings(self) -> dict[str, Tensor]:
