@@ -27,8 +27,8 @@ class DataOptions:
         group_pattern: regular expression whose first group, found in a path, names the image's group.
         labels: whether labels are class names, class numbers (0..C-1 or 1..C), or whichever they look like.
         unknown_labels: what to do with test images of a class that has no training image.
-        check: look at the files before training: ``full`` decodes every one (finds cut-off files and duplicates; two
-            minutes for 100,000 photographs on two cores), ``sample`` reads the size of 2000 and trusts the others.
+        check: look at the files before training: ``full`` decodes every one (finds cut-off files and duplicates; once,
+            as its findings are kept), ``sample`` reads the size of 2000 and trusts the others.
         mean: per-channel mean that normalises, on 0..1; default: the encoder's own, or the training pixels'.
         std: per-channel standard deviation that normalises, likewise.
     """

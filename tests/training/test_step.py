@@ -73,6 +73,42 @@ def test_steps_equal_a_plain_loop(name, clip_norm, tiny_config, tiny_splits):
     assert step.guard.look() is None
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "gml"])
+def test_sharpness_aware_steps_equal_a_plain_loop(name, tiny_config, tiny_splits):
+    """The gradient is that at the weights moved by the radius; statistics and log are those of the first pass."""
+    method, loader, config = build(name, tiny_config(), tiny_splits)
+    plain = copy.deepcopy(method)
+    step = step_of(method, config, sharpness=0.3)
+    reference = torch.optim.SGD(plain.param_groups(), lr=0.1, momentum=0.9, weight_decay=5e-4, foreach=False)
+    logged = 0.0
+    for number in range(3):
+        batch = loader.load(0, number)
+        step(batch, 0.0)
+        plain.update_memory(batch)
+        reference.zero_grad()
+        first = plain(batch, 0.0)
+        logged += float(first["classifier"].detach())
+        sum(first.values()).backward()
+        statistics = {n: b.clone() for n, b in plain.named_buffers()}
+        trained = [p for p in plain.parameters() if p.grad is not None]
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in trained))
+        weights = [p.detach().clone() for p in trained]
+        with torch.no_grad():
+            for p in trained:
+                p.add_(p.grad, alpha=0.3 / norm)
+        reference.zero_grad()
+        sum(plain(batch, 0.0).values()).backward()
+        with torch.no_grad():
+            for p, weight in zip(trained, weights, strict=True):
+                p.copy_(weight)
+            for n, b in plain.named_buffers():
+                b.copy_(statistics[n])
+        reference.step()
+    for (label, value), other in zip(method.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5, msg=lambda text, label=label: f"{label}: {text}")
+    assert step.sums.so_far()[1]["classifier"] == pytest.approx(logged / 3, rel=1e-5)
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 @pytest.mark.parametrize("when", [0, 2])
 def test_a_refused_step_leaves_weights_statistics_and_averages(optimiser, when, tiny_config, tiny_splits):

@@ -43,7 +43,7 @@ def default_workers(device: torch.device | None) -> int:
 def needed_side(framing: Framing, views: Mapping[str, View]) -> int | None:
     """Return how long the shorter side of a decoded file must be for every one of ``views``, or None for all of it.
 
-    Asked once for all views of a loader, so that a view does not depend on which others are made beside it.
+    The smallest crop of them decides, so a view is made of the same pixels whichever of them is asked for.
     """
     areas = [view.crop[0] for view in views.values() if view.crop is not None]
     return reduced_side(framing, min(areas, default=None))

@@ -91,6 +91,8 @@ class MethodContext:
         """
         counts = self.train.class_counts
         prior = (counts.double() / counts.sum()).pow(1.0 - prior_strength)
+        if prior_strength > 1:  # a class without an image would be infinitely frequent
+            prior = torch.where(counts > 0, prior, 0.0)
         kind = "cosine" if isinstance(head, CosineHead) else "linear"
         spec: dict[str, Any] = {
             "encoder": self.stage.backbone,

@@ -22,11 +22,10 @@ from torch import Tensor
 
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
-from longtail.data.keyed import derive_seed
 from longtail.data.loading import Batch
 from longtail.errors import UserError
 from longtail.losses import LogitAdjustedCrossEntropy, PaCoLoss
-from longtail.memory import KeyQueue, MomentumTeacher
+from longtail.memory import FifoQueue, MomentumTeacher
 from longtail.methods.base import Fetch, Method, MethodContext
 from longtail.metrics import label_entropy_bits
 from longtail.models import Classifier, ProjectionHead, feature_dim
@@ -54,7 +53,7 @@ class PaCo(Method):
         self.projection = ProjectionHead(feature_dim(self.encoder), width)
         # What it averages as its head is the projection: its "logits" are the keys.
         self.teacher = MomentumTeacher(self.encoder, self.projection, config.teacher.momentum)
-        self.queue = KeyQueue(resolved(config.queue.capacity), width)
+        self.queue = FifoQueue(counts, resolved(config.queue.capacity), width)
         self.prior_strength = config.loss.prior_strength
         self.loss = PaCoLoss(counts, config.loss.paco_alpha, resolved(config.loss.temperature), self.prior_strength)
         self.centre_loss = LogitAdjustedCrossEntropy(counts, self.prior_strength)
@@ -81,14 +80,13 @@ class PaCo(Method):
     @torch.no_grad()
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
         """Fill every slot of the queue with keys of real images."""
-        seed = derive_seed(self.context.config.seed, self.context.stage.name)
-        self.queue.prime(labels, lambda ids, rounds: self.teacher.logits(fetch("key", ids, rounds)), seed)
+        self.queue.prime(labels, lambda ids, rounds: self.teacher.logits(fetch("key", ids, rounds)))
 
     @torch.no_grad()
     def update_memory(self, batch: Batch) -> None:
         """Let the momentum encoder follow the student, and enqueue its keys of the key view."""
         self.teacher.update(self.encoder, self.projection)
-        self.queue.enqueue(self.teacher.logits(batch.views["key"]), batch.labels)
+        self.queue.enqueue(self.teacher.logits(batch.views["key"]), batch.labels, batch.ids)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """L_PaCo of the query view; this batch's keys are the newest of the queue."""

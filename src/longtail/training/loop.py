@@ -115,6 +115,7 @@ class StageRun:
             job.device,
             bfloat16=config.precision == "bfloat16",
             clip_norm=config.optimiser.clip_norm,
+            sharpness=config.optimiser.sharpness,
             first=self.step,
         )
         self.take_step = self._maybe_captured(self.training_step)
