@@ -107,8 +107,8 @@ class LossOptions:
         focal_gamma: focusing exponent of the focal loss.
         max_margin: largest margin of LDAM, that of the smallest class.
         class_pooling: whether the density of a class is the ``mean`` (the paper) or the ``sum`` over its keys.
-        supcon_log: where the log of supervised contrast stands: ``outside`` the mean over positives (Khosla 2020,
-            Eq. 3) or ``inside`` (Eq. 4: averaged first).
+        supcon_log: where the log of supervised contrast stands: ``inside`` the mean over positives (Khosla 2020, Eq. 2,
+            their choice) or ``outside`` (Eq. 3, the limit of GML without a prior).
         paco_alpha: weight that PaCo gives a contrast sample of the label, beside 1 for the label's centre.
         mixup: alpha of the Beta distribution that mixes images of the classifier view; 0 = off.
     """
@@ -129,7 +129,7 @@ class LossOptions:
     focal_gamma: float = 2.0
     max_margin: float = 0.5
     class_pooling: Literal["mean", "sum"] = "mean"
-    supcon_log: Literal["outside", "inside"] = "outside"
+    supcon_log: Literal["inside", "outside"] = "inside"
     paco_alpha: float = 0.05
     mixup: float = 0.0
 

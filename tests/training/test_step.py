@@ -52,7 +52,7 @@ def step_of(method, config, average=None, **how):
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_steps_equal_a_plain_loop(name, clip_norm, tiny_config, tiny_splits):
     """The same networks trained by torch's unfused SGD, with gradients added up and clipped by hand."""
-    method, loader, config = build(name, tiny_config(), tiny_splits)
+    method, loader, config = build(name, tiny_config(method=name), tiny_splits)
     plain = copy.deepcopy(method)
     step = step_of(method, config, clip_norm=clip_norm)
     reference = torch.optim.SGD(plain.param_groups(), lr=0.1, momentum=0.9, weight_decay=5e-4, foreach=False)
@@ -189,7 +189,7 @@ def test_a_step_never_reads_from_its_device(name, changes, tiny_config, tiny_spl
     """Tensors without values stand for a device: reading one raises, here where there is no accelerator."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown for such tensors
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
-    method, loader, config = build(name, tiny_config(**changes), tiny_splits)
+    method, loader, config = build(name, tiny_config(method=name, **changes), tiny_splits)
     batch = loader.load(0, 0)
     if name == "cross_entropy":  # an encoder without BatchNorm: its statistics are none, on whatever device
         method.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 128))
@@ -258,7 +258,7 @@ def test_a_step_that_cannot_be_captured_goes_on_and_says_so(tiny_config, tiny_sp
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_step_depends_on_progress_only_if_the_method_says_so(name, tiny_config, tiny_splits):
     """A captured step is given NaN for it; a method that does not say so must not mind."""
-    method, loader, _ = build(name, tiny_config(), tiny_splits)
+    method, loader, _ = build(name, tiny_config(method=name), tiny_splits)
     if method.uses_progress:
         pytest.skip("it says that it does, and is never captured")
     batch = loader.load(0, 0)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from longtail.errors import unknown_name
 from longtail.methods.base import OWN_OPTIONS, Fetch, Method, MethodContext, Stage
+from longtail.methods.bcl import BCL
 from longtail.methods.gml import GML
+from longtail.methods.infonce import InfoNCE
 from longtail.methods.logit_adjustment import CrossEntropy, LogitAdjustment
+from longtail.methods.paco import PaCo
+from longtail.methods.proco import ProCo
+from longtail.methods.supcon import SupCon, SupConLogitAdjustment
 
 METHODS: dict[str, type[Method]] = {
     "cross_entropy": CrossEntropy,
     "logit_adjustment": LogitAdjustment,
+    "infonce": InfoNCE,
+    "supcon": SupCon,
+    "supcon_la": SupConLogitAdjustment,
+    "bcl": BCL,
+    "paco": PaCo,
+    "proco": ProCo,
     "gml": GML,
 }
 
@@ -30,14 +41,20 @@ def is_read(method: str, option: str) -> bool:
 
 
 __all__ = [
+    "BCL",
     "GML",
     "METHODS",
     "CrossEntropy",
     "Fetch",
+    "InfoNCE",
     "LogitAdjustment",
     "Method",
     "MethodContext",
+    "PaCo",
+    "ProCo",
     "Stage",
+    "SupCon",
+    "SupConLogitAdjustment",
     "get_method",
     "is_read",
 ]

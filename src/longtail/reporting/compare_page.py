@@ -26,6 +26,11 @@ _CURVES = {
     "test_balanced_accuracy": "Test balanced accuracy (only watched)",
     "classifier": "Classifier loss",
     "gml": "GML contrast loss",
+    "infonce": "InfoNCE loss",
+    "supcon": "Supervised contrast loss",
+    "bcl": "Balanced contrast loss",
+    "paco": "PaCo loss",
+    "proco": "ProCo contrast loss",
     "distillation": "Distillation loss",
     "bits": "Label information on training images, bits",
 }

@@ -38,7 +38,17 @@ from longtail.training.run_folder import read_config, read_environment
 from . import charts
 
 ROWS_A_PAGE = 100
-METHODS = {"gml": "GML", "logit_adjustment": "logit adjustment", "cross_entropy": "cross entropy"}
+METHODS = {
+    "gml": "GML",
+    "logit_adjustment": "logit adjustment",
+    "cross_entropy": "cross entropy",
+    "infonce": "InfoNCE",
+    "supcon": "SupCon",
+    "supcon_la": "SupCon + logit adjustment",
+    "bcl": "BCL",
+    "paco": "PaCo",
+    "proco": "ProCo",
+}
 OVER_FOLDS = {
     "top1": "Top-1",
     "balanced_accuracy": "Balanced",
