@@ -65,7 +65,7 @@ def test_a_clean_folder(desk, make_photos):
     assert figures["refusal"] is None
     assert figures["training"]["command"] == "longtail train photos --group_edges '[10, 4]'"
     assert "backbone cifar_resnet32" in figures["training"]["chosen"]
-    assert figures["findings"] == ["3 of 3 classes have fewer than 10 test images: their accuracy is a rough guess."]
+    assert figures["findings"] == ["3 of 3 classes have fewer than 10 test images: accuracy there is a rough guess."]
 
 
 def test_the_terminal_and_the_page(desk, make_photos):
