@@ -20,6 +20,7 @@ from longtail.config import resolved
 from longtail.data import ImageFiles, ImageSet
 from longtail.data.keyed import derive_seed
 from longtail.data.loading import ResidentLoader
+from longtail.data.samplers import Sampler
 from longtail.data.streaming import StreamingLoader, default_workers
 from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
@@ -98,8 +99,6 @@ class StageRun:
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
         views = {name: self._view(recipe) for name, recipe in self.method.views.items()}
-        if self.method.sampler != "instance":
-            raise ValueError(f"sampler {self.method.sampler!r} of method {stage.method!r} is not known")
         fetched = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
         self.loader = self._make_loader(views, fetched)
         self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, job.device)
@@ -184,8 +183,9 @@ class StageRun:
 
     def _make_loader(self, views: dict[str, View], fetched: dict[str, View]) -> ResidentLoader | StreamingLoader:
         train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
+        sampler = Sampler(self.method.sampler, train.labels, self.stage.epochs)
         if isinstance(train, ImageSet):
-            resident = ResidentLoader(train, views, batch_size, self.seed, device, fetched=fetched)
+            resident = ResidentLoader(train, views, batch_size, self.seed, device, fetched=fetched, sampler=sampler)
             if resident.notice is not None:
                 self.job.progress.say(resident.notice)
             return resident
@@ -194,7 +194,16 @@ class StageRun:
         loading = self.config.loading
         workers = default_workers(device) if loading.workers is None else loading.workers
         return StreamingLoader(
-            train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch, fetched=fetched
+            train,
+            views,
+            batch_size,
+            self.seed,
+            device,
+            self.stage.epochs,
+            workers,
+            loading.prefetch,
+            fetched=fetched,
+            sampler=sampler,
         )
 
     def _maybe_captured(self, step: TrainingStep) -> Step:
