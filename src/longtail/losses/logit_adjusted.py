@@ -97,9 +97,7 @@ def checked_weights(weights: Tensor | None, classes: int) -> Tensor | None:
     if weights is None:
         return None
     if weights.shape != (classes,) or not weights.is_floating_point():
-        raise ValueError(
-            f"class_weights must be floats [{classes}], got {weights.dtype} {list(weights.shape)}."
-        )
+        raise ValueError(f"class_weights must be floats [{classes}], got {weights.dtype} {list(weights.shape)}.")
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()) or not bool((weights > 0).any()):
         raise ValueError("class_weights must be finite, not negative and not all zero.")
     return weights.detach().clone()

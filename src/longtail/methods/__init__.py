@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from longtail.errors import unknown_name
+from longtail.methods.balanced_softmax import BalancedSoftmax
 from longtail.methods.base import OWN_OPTIONS, Fetch, Method, MethodContext, Stage
+from longtail.methods.class_balanced import ClassBalanced
+from longtail.methods.decoupled import ClassifierRetraining, LearnableWeightScaling, NearestClassMean, TauNormalised
+from longtail.methods.focal import Focal
 from longtail.methods.gml import GML
+from longtail.methods.ldam import LDAM, LDAMDRW
 from longtail.methods.logit_adjustment import CrossEntropy, LogitAdjustment
 
 METHODS: dict[str, type[Method]] = {
     "cross_entropy": CrossEntropy,
+    "focal": Focal,
+    "class_balanced": ClassBalanced,
+    "ldam": LDAM,
+    "ldam_drw": LDAMDRW,
     "logit_adjustment": LogitAdjustment,
+    "balanced_softmax": BalancedSoftmax,
+    "crt": ClassifierRetraining,
+    "lws": LearnableWeightScaling,
+    "tau_norm": TauNormalised,
+    "ncm": NearestClassMean,
     "gml": GML,
 }
 

@@ -9,7 +9,7 @@ from longtail.methods.logit_adjustment import REWEIGHTING, LogitAdjustment
 
 
 class BalancedSoftmax(LogitAdjustment):
-    """-log( n_y e^(f_y) / sum_c n_c e^(f_c) ) on a linear head: logit adjustment with strength 1 (their Eq. 3)."""
+    """-log( n_y e^(f_y) / sum_c n_c e^(f_c) ) on a linear head: logit adjustment with strength 1 (their Theorem 1)."""
 
     head_kind: ClassVar[str] = "linear"
     own_options: ClassVar[tuple[str, ...]] = ("views.classifier", *REWEIGHTING)

@@ -22,7 +22,7 @@ class Focal(LogitAdjustment):
 
     def __init__(self, context: MethodContext, prior_strength: float) -> None:
         super().__init__(context, prior_strength)
-        self.informs = False
+        self.informs, self.loss_name = False, "focal"
 
     def build_loss(self, class_weights: Tensor | None) -> FocalLoss:
         """Return the focal loss with the run's exponent."""

@@ -24,7 +24,7 @@ class LDAM(LogitAdjustment):
 
     def __init__(self, context: MethodContext, prior_strength: float) -> None:
         super().__init__(context, prior_strength)
-        self.informs = False
+        self.informs, self.loss_name = False, "ldam"
 
     def build_loss(self, class_weights: Tensor | None) -> LDAMLoss:
         """Return the loss with the run's largest margin, on the scale of the cosine head."""

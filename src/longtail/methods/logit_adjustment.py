@@ -52,6 +52,8 @@ class LogitAdjustment(Method):
         self.on_epoch(0.0)
         # H(Y) - L says something of the labels only where both are taken over the training images as they are.
         self.informs = self.balancing is None and self.sampler == "instance"
+        # Nor is it measured by the entropy of the labels then, so the log has another name for it.
+        self.loss_name = "classifier" if self.informs else "rebalanced"
         self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
         self._bits: Tensor | None = None
 
@@ -84,7 +86,7 @@ class LogitAdjustment(Method):
         loss = self.loss(self.head(self.encoder(batch.views["classifier"])), batch.labels)
         if self.informs:
             self._bits = self.entropy - loss.detach() / math.log(2)
-        return {"classifier": loss}
+        return {self.loss_name: loss}
 
     def readings(self) -> dict[str, Tensor]:
         """Bits of label information on the training batch: H(Y) - L, optimistic because the batch is trained on."""

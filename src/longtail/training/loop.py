@@ -103,9 +103,11 @@ class StageRun:
         self.loader = self._make_loader(views, fetched)
         self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
-        decay = config.optimiser.ema
+        # What takes no step has no course to average or to choose from.
+        decay = config.optimiser.ema if stage.epochs else None
         self.average = MovingAverage(deployed, decay).to(job.device) if decay is not None else None
-        self.best = BestEpoch() if config.select == "best" and self.method.classifies else None
+        best = config.select == "best" and self.method.classifies and stage.epochs > 0
+        self.best = BestEpoch() if best else None
         self.step = 0 if restored is None else int(restored[1]["step"])
         self.training_step = TrainingStep(
             self.method,
@@ -141,6 +143,12 @@ class StageRun:
             Interrupted: asked to stop; the state is written.
             Diverged: too many non-finite steps in a row; the last good state is written.
         """
+        if self.total_steps == 0:
+            with closing(self.loader):
+                self.save()
+            self._stop_if_asked(0)
+            self.method.finish()
+            return self.deployable()
         per_epoch = self.loader.steps_per_epoch
         self.job.progress.start(self.job.number, per_epoch, self.step, self.loader.batch_size)
         first = self.step
@@ -163,13 +171,7 @@ class StageRun:
                     # Not before the epoch's end is written: a state on the border of two belongs to the later one.
                     self.save()
                     raise Diverged(self._diverged)
-                if self.job.stop.received is not None:
-                    self.save()
-                    raise Interrupted(
-                        f"stopped at epoch {epoch + 1} of {self.stage.epochs} of stage "
-                        f"{self.stage.name!r}; its state is saved.",
-                        self.job.stop.received,
-                    )
+                self._stop_if_asked(epoch + 1)
         if self.best is None or self.best.classifier is None:
             self.method.finish()
             return self.deployable()
@@ -177,6 +179,14 @@ class StageRun:
         classifier.load_state_dict(self.best.classifier.state_dict())
         self.method.finish()
         return copy.deepcopy(classifier).eval()
+
+    def _stop_if_asked(self, epoch: int) -> None:
+        if self.job.stop.received is not None:
+            self.save()
+            raise Interrupted(
+                f"stopped at epoch {epoch} of {self.stage.epochs} of stage {self.stage.name!r}; its state is saved.",
+                self.job.stop.received,
+            )
 
     def _view(self, recipe: str) -> View:
         return build_view(recipe, self.context.mean, self.context.std)
