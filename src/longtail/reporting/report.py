@@ -5,13 +5,10 @@ The page's security policy forbids every request, and lets only the page's own s
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from longtail.errors import UserError
 from longtail.files import write_bytes
@@ -128,7 +125,7 @@ def render(folder: Path) -> str:
 
 def _template() -> jinja2.Template:
     pages = templates()
-    pages.filters.update(csp_hash=_csp_hash, duration=_duration)
+    pages.filters.update(duration=_duration)
     return pages.get_template("report.html")
 
 
@@ -164,8 +161,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _csp_hash(script: Markup) -> str:
-    """Return the source expression by which a security policy allows exactly this inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
