@@ -15,7 +15,7 @@ from longtail.files import write_bytes
 from longtail.metrics import GROUP_EDGES, GROUPS
 from longtail.reporting.confusions import confusion_record
 from longtail.reporting.headline import all_figures, group_sizes, headline
-from longtail.reporting.in_words import NEGATIVE_BITS, interval_note, unlearned, warnings
+from longtail.reporting.in_words import NEGATIVE_BITS, duration, interval_note, unlearned, warnings
 from longtail.reporting.reproduce import reproduce_command, settings
 from longtail.reporting.run_record import (
     ClassRow,
@@ -125,7 +125,7 @@ def render(folder: Path) -> str:
 
 def _template() -> jinja2.Template:
     pages = templates()
-    pages.filters.update(duration=_duration)
+    pages.filters.update(duration=duration)
     return pages.get_template("report.html")
 
 
@@ -153,11 +153,3 @@ def _compact(rows: list[ClassRow], page_size: int) -> dict[str, Any]:
 
 def _negative(value: Any) -> bool:
     return isinstance(value, int | float) and value < 0
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds as ``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

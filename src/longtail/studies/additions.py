@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-from longtail.errors import UserError
-from longtail.files import load_tensors
-from longtail.metrics import MeanInterval, mean_interval
+from longtail.metrics import MeanInterval
 from longtail.metrics.folds import figure_value
 from longtail.metrics.paired import paired_by_seed
-from longtail.studies.charts import Figure, Line, line_figure
+from longtail.studies.addition import Addition, mean_of
+from longtail.studies.charts import Line, line_figure
 from longtail.studies.ledger import Ledger
-from longtail.studies.results import CellResult, PanelResult, RowResult, as_json, teacher_evaluation
-from longtail.studies.shifted_tests import KNOWLEDGE, accuracies, make_test_sets
+from longtail.studies.prior_tables import prior
+from longtail.studies.results import PanelResult, RowResult, as_json, teacher_evaluation
 from longtail.studies.tables import Table, TableCell, percent_cell
-from longtail.training.calibration import read_temperature
-from longtail.training.evaluation import load_predictions
-
-
-@dataclass
-class Addition:
-    """What is added to a study.
-
-    Attributes:
-        tables, figures: shown after the study's own.
-        record: ready for JSON.
-        notes: of what could not be computed.
-    """
-
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    record: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def _mean(values: Sequence[float | None]) -> MeanInterval | None:
-    known = [value for value in values if value is not None]
-    return mean_interval(known) if known else None
 
 
 def imbalance(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
@@ -91,7 +65,7 @@ def temperature(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
             logs = [[(int(line["epoch"]), line.get("temperature")) for line in cell.log] for cell in row.finished]
             epochs = sorted({epoch for log in logs for epoch, value in log if value is not None})
             at = {epoch: [value for log in logs for e, value in log if e == epoch] for epoch in epochs}
-            points = [(float(epoch), _mean(values)) for epoch, values in at.items()]
+            points = [(float(epoch), mean_of(values)) for epoch, values in at.items()]
             lines.append(Line(row.row.name, tuple((x, y) for x, y in points if y is not None)))
             last = points[-1][1] if points else None
             shown = TableCell("-") if last is None else TableCell(_number(last), last.mean)
@@ -124,7 +98,7 @@ def teachers(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
             taught = {cell.cell.seed: teacher_evaluation(cell, ledger) for cell in row.finished}
             own = {s: None if e is None else figure_value(e, "balanced_accuracy") for s, e in taught.items()}
             gain = paired_by_seed(_balanced(row), own)
-            teacher, student = _mean(list(own.values())), row.figures["balanced_accuracy"]
+            teacher, student = mean_of(list(own.values())), row.figures["balanced_accuracy"]
             rows.append(
                 (
                     TableCell(str(row.row.options.get("teacher.backbone", row.row.name))),
@@ -157,89 +131,6 @@ def queue(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
         head = ("capacity", *(f"minimum {least}" for least in minimums))
         added.tables.append(Table(f"{panel.panel.title}: balanced accuracy by capacity and minimum", head, rows))
     return added
-
-
-def prior(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
-    """Accuracy on test sets whose classes come at other rates, with the prior unknown, known and estimated."""
-    added = Addition()
-    for number, panel in enumerate(panels):
-        found: dict[str, list[dict[str, Any]]] = {}
-        names: list[str] = []
-        for row in panel.rows:
-            cells = [_under_test_sets(cell, added.notes) for cell in row.finished]
-            found[row.row.name] = [cell for cell in cells if cell]
-            names = names or [name for cell in found[row.row.name][:1] for name in cell]
-        added.record[panel.panel.title] = {
-            name: {
-                test: {
-                    way: as_json({k: _mean([cell[test][way][k] for cell in cells]) for k in (*KNOWLEDGE, "off")})
-                    for way in ("exact", "sampled")
-                }
-                for test in names
-            }
-            for name, cells in found.items()
-            if cells
-        }
-        for way, text in (("exact", "full test set, weighted"), ("sampled", "sampled from the test set")):
-            rows = tuple(
-                (
-                    TableCell(f"{name}, {knowledge}"),
-                    *(percent_cell(_mean([cell[test][way][knowledge] for cell in cells])) for test in names),
-                )
-                for name, cells in found.items()
-                for knowledge in KNOWLEDGE
-            )
-            title = f"{panel.panel.title}: accuracy by test set, {text} (per cent)"
-            added.tables.append(Table(title, ("row, prior", *names), rows, (_READING,)))
-            off = tuple(
-                (TableCell(name), *(percent_cell(_mean([cell[test][way]["off"] for cell in cells])) for test in names))
-                for name, cells in found.items()
-            )
-            title = f"{panel.panel.title}: how far the estimated prior is off, {text} (total variation, per cent)"
-            added.tables.append(Table(title, ("row", *names), off))
-        lines = [
-            Line(
-                f"{name}, {knowledge}",
-                tuple(
-                    (float(place), value)
-                    for place, test in enumerate(names)
-                    if (value := _mean([cell[test]["exact"][knowledge] for cell in cells])) is not None
-                ),
-            )
-            for name, cells in found.items()
-            for knowledge in ("unknown", "estimated")
-        ]
-        figure = line_figure(
-            f"prior-{number}",
-            f"Accuracy by test set: {panel.panel.title}",
-            "From the training set's own tail (left) over balanced to the converse (right); f: forward, b: backward.",
-            lines,
-            x_title="test set",
-            as_percent=True,
-            ticks=[(float(k), name.replace("forward ", "f").replace("backward ", "b")) for k, name in enumerate(names)],
-        )
-        added.figures += [figure] if figure is not None else []
-    added.notes = list(dict.fromkeys(added.notes))
-    return added
-
-
-_READING = (
-    "Prior unknown: the model's answers as they are; known: shifted for the test set's class frequencies; estimated: "
-    "shifted for what EM finds in its images without their labels."
-)
-
-
-def _under_test_sets(cell: CellResult, notes: list[str]) -> dict[str, Any]:
-    """Return ``{test set: what accuracies() says}`` of a finished cell; {} and a note if its logits were not kept."""
-    try:
-        logits, labels = load_predictions(cell.folder)
-    except (KeyError, UserError):
-        notes.append(f"{cell.cell.row}: the logits of its test set were not kept (over 256 MiB).")
-        return {}
-    model = load_tensors(cell.folder, "model")[0]
-    divided = logits.double() / (read_temperature(cell.folder) or 1.0)
-    sets = make_test_sets(model["class_counts"])
-    return {each.name: accuracies(divided, labels, model["logit_prior"], each) for each in sets}
 
 
 ADDITIONS: dict[str, Callable[[Sequence[PanelResult], Ledger], Addition]] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from longtail.studies.cells import Cell, Shared
 from longtail.studies.ledger import Entry, Ledger
-from longtail.studies.plan import Cell, Shared
 from longtail.studies.worker import Job, Outcome
 
 

@@ -10,18 +10,19 @@ from longtail.errors import counted
 from longtail.files import as_json, write_bytes
 from longtail.reporting import markdown
 from longtail.reporting.compare_page import HUES
+from longtail.reporting.in_words import duration
 from longtail.reporting.reproduce import as_text
 from longtail.reporting.templates import templates
-from longtail.studies.additions import ADDITIONS, Addition
+from longtail.studies.addition import Addition
+from longtail.studies.additions import ADDITIONS
 from longtail.studies.ledger import Ledger
 from longtail.studies.plan import Plan
 from longtail.studies.results import read_results, record
 from longtail.studies.tables import Table, as_markdown, panel_tables
-from longtail.training.pace import clock
 
 
-def write_study(plan: Plan, ledger: Ledger, jobs: int) -> dict[str, Any]:
-    """Write what there is so far of a study into its folder, and return what ``results.json`` holds."""
+def write_study(plan: Plan, ledger: Ledger, jobs: int) -> tuple[dict[str, Any], list[Table]]:
+    """Write what there is so far of a study into its folder; return what ``results.json`` holds, and the tables."""
     panels = read_results(plan, ledger)
     some = any(cell.done for panel in panels for row in panel.rows for cell in row.cells)
     added = ADDITIONS[plan.study.adds](panels, ledger) if plan.study.adds and some else Addition()
@@ -42,7 +43,7 @@ def write_study(plan: Plan, ledger: Ledger, jobs: int) -> dict[str, Any]:
         version=longtail.__version__,
     )
     write_bytes(ledger.path / "study.html", html.encode("utf-8", "replace"))
-    return found
+    return found, tables
 
 
 def _warnings(found: dict[str, Any]) -> list[str]:
@@ -66,7 +67,7 @@ def run_facts(plan: Plan, found: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("seeds", ", ".join(map(str, plan.seeds))))
     facts.append(("interval", found["interval"]))
     facts.append(
-        ("time", f"{clock(found['seconds'])} over all cells, {counted(found['jobs'], 'process', 'processes')}")
+        ("time", f"{duration(found['seconds'])} over all cells, {counted(found['jobs'], 'process', 'processes')}")
     )
     facts += [("hardware", _pairs(each)) for each in found["hardware"]]
     facts += [("versions", _pairs(each)) for each in found["versions"]]

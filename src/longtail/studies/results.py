@@ -17,8 +17,9 @@ from longtail.metrics.folds import figure_value
 from longtail.metrics.paired import paired_by_seed
 from longtail.reporting.compared_runs import FIGURES
 from longtail.reporting.run_record import read_evaluation, read_log
+from longtail.studies.cells import Cell
 from longtail.studies.ledger import Entry, Ledger
-from longtail.studies.plan import Cell, Panel, Plan
+from longtail.studies.plan import Panel, Plan
 from longtail.studies.published import Published, published_figures
 from longtail.studies.rows import Row
 from longtail.training.run_folder import may_change, read_environment
@@ -91,8 +92,8 @@ class RowResult:
 
     @property
     def seconds(self) -> float | None:
-        """Mean seconds of a finished cell; stages taken from another cell are not in it."""
-        spent = [cell.entry.seconds for cell in self.finished if cell.entry is not None]
+        """Mean seconds that a finished cell was training; stages taken from another cell are not in it."""
+        spent = [sum(cell.environment["seconds"].values()) for cell in self.finished]
         return sum(spent) / len(spent) if spent else None
 
 

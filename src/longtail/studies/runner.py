@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from longtail.errors import counted
 from longtail.studies.board import Board
+from longtail.studies.cells import Cell
 from longtail.studies.ledger import Ledger
-from longtail.studies.plan import Cell
 from longtail.studies.worker import Outcome, train_cell
 from longtail.studies.workers import Answers, Worker, cores
 from longtail.training.guard import Interrupted, StopRequest

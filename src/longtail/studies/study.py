@@ -11,9 +11,7 @@ from longtail.errors import UserError, counted, unknown_name
 from longtail.studies.catalog import STUDIES, get_study
 
 if TYPE_CHECKING:
-    from longtail.studies.ledger import Ledger
     from longtail.studies.plan import Plan
-    from longtail.training.progress import ProgressReporter
 
 _CODE = ("keep", "anew")
 
@@ -83,6 +81,7 @@ def study(
         raise UserError("--methods names no method; leave it out for the study's own.")
     # Torch takes seconds to load, and the list above must not wait for it.
     from longtail.options import parse_values
+    from longtail.reporting.terminal import print_table
     from longtail.studies.ledger import Ledger
     from longtail.studies.page import write_study
     from longtail.studies.plan import make_plan
@@ -103,8 +102,14 @@ def study(
         except Interrupted:
             write_study(plan, ledger, jobs)
             raise
-        results = write_study(plan, ledger, jobs)
-    _conclude(plan, ledger, results, say)
+        results, tables = write_study(plan, ledger, jobs)
+    for table in tables:
+        print_table(say, table.title, list(table.head), [[cell.text for cell in row] for row in table.rows])
+        for line in table.notes:
+            say.say(line)
+    if results["failed"]:
+        say.say(f"{counted(results['failed'], 'cell')} failed; the same command tries again.")
+    say.say(f"study: {folder / 'study.html'}")
     return StudyResult(folder, results)
 
 
@@ -134,19 +139,3 @@ def _introduction(plan: Plan) -> list[str]:
             "and options is the same, and is trained once."
         )
     return list(dict.fromkeys(lines))
-
-
-def _conclude(plan: Plan, ledger: Ledger, results: dict[str, Any], say: ProgressReporter) -> None:
-    """Show figures and differences, what failed, and where the page is."""
-    from longtail.reporting.terminal import print_table
-    from longtail.studies.results import read_results
-    from longtail.studies.tables import panel_tables
-
-    for panel in read_results(plan, ledger):
-        for table in panel_tables(panel):
-            print_table(say, table.title, list(table.head), [[cell.text for cell in row] for row in table.rows])
-            for line in table.notes:
-                say.say(line)
-    if results["failed"]:
-        say.say(f"{counted(results['failed'], 'cell')} failed; the same command tries again.")
-    say.say(f"study: {ledger.path / 'study.html'}")

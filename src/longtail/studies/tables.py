@@ -9,9 +9,8 @@ from longtail.errors import counted
 from longtail.metrics import MeanInterval
 from longtail.reporting import markdown
 from longtail.reporting.compared_runs import FIGURES
-from longtail.reporting.in_words import any_negative_bits, interval_note
+from longtail.reporting.in_words import any_negative_bits, duration, interval_note
 from longtail.studies.results import INTERVAL, PanelResult, RowResult
-from longtail.training.pace import clock
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _figures(result: PanelResult) -> Table:
         first = row.published[0].top1[0] if row.published else None
         cells = [TableCell(row.row.name), TableCell(str(len(row.finished)), len(row.finished))]
         cells += [percent_cell(value, bits=_bits(name)) for name, value in row.figures.items()]
-        cells.append(TableCell("-" if row.seconds is None else clock(row.seconds), row.seconds))
+        cells.append(TableCell("-" if row.seconds is None else duration(row.seconds), row.seconds))
         rows.append((*cells, *([TableCell(told, first)] if published else [])))
     notes = [result.panel.facts.text + "."]
     counts = {len(row.finished) for row in result.rows if row.finished}
@@ -84,7 +83,7 @@ def _figures(result: PanelResult) -> Table:
         notes.append(f"±: {INTERVAL}; n: seeds that are finished.")
     notes += [note for note in dict.fromkeys(interval_note(count, "seeds") for count in sorted(counts)) if note]
     if any(_takes(row) for row in result.rows):
-        notes.append("time: of a cell on its own; a stage taken from another cell is not in it.")
+        notes.append("time: training of a cell, without the stages that it took from another cell.")
     bits = any_negative_bits(row.figures for row in result.rows)
     notes += [f"bits {bits}."] if bits else []
     notes += _failures(result.rows)
