@@ -98,6 +98,8 @@ class Board:
         taken = self._taken[outcome.cell]
         status = "begun" if outcome.status == "stopped" else outcome.status
         self.ledger.write(outcome.cell, Entry(status, self.ledger.code, seconds, outcome.error, outcome.trace, taken))
+        if outcome.status == "stopped":
+            self.waiting.insert(0, cell)
         if outcome.status == "done":
             self.work_done += cell.work - sum(shared.work for shared in cell.shares if shared.name in taken)
         return cell

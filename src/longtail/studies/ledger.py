@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -20,6 +21,8 @@ from longtail.files import read_json, write_json
 
 Status = Literal["begun", "done", "failed"]
 CODE_CHOICES = ("keep", "anew")
+WAIT = 10.0
+"""Seconds to wait for a folder that another process holds."""
 _ROOMS_THAT_TRAIN = (
     *("errors.py", "files.py", "config.py", "option_groups.py", "options.py", "api.py"),
     *("losses", "metrics", "data", "models", "memory", "methods", "training"),
@@ -85,12 +88,27 @@ class Ledger:
             self._lock = open(path / ".lock", "a")  # noqa: SIM115 - held open for as long as the study runs
         except OSError as error:
             raise UserError(f"--out {path} cannot be written: {error.strerror}.") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._take_lock():
             self._lock.close()
-            raise UserError(f"another process is at work on {path}; wait for it or choose another --out.") from None
+            raise UserError(f"another process is at work on {path}; wait for it or choose another --out.")
         self._write()
+
+    def _take_lock(self) -> bool:
+        """Return whether the folder is ours; workers of a study that was killed get some seconds to stop."""
+        until = time.monotonic() + WAIT
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(0.1)
+
+    @property
+    def lock(self) -> int:
+        """The open file that holds the folder; processes that inherit it hold the folder too."""
+        return self._lock.fileno()
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +153,9 @@ class Ledger:
         Raises:
             UserError: there are some and no choice was made.
         """
+        if choice == "anew" and self._kept:
+            self._kept = []
+            self._write()
         entries = {cell: self.entry(cell) for cell in cells}
         others = {
             cell: entry.code

@@ -86,7 +86,7 @@ def _in_processes(board: Board, jobs: int, tell: Tell) -> None:
                 while stop.received is None and len(board.running) < jobs and (job := board.next_job()) is not None:
                     worker = next((worker for worker in workers if worker.idle), None)
                     if worker is None:
-                        worker = Worker(log, threads, answers)
+                        worker = Worker(log, threads, answers, board.ledger.lock)
                         workers.append(worker)
                     worker.start(job)
                 if stop.received is not None:

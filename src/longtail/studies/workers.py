@@ -37,9 +37,10 @@ class Worker:
         log: file that takes what it prints.
         threads: of torch and OpenMP.
         answers: takes its lines.
+        lock: the open file that holds the study's folder; while the worker lives, no other study takes it.
     """
 
-    def __init__(self, log: Path, threads: int, answers: Answers) -> None:
+    def __init__(self, log: Path, threads: int, answers: Answers, lock: int) -> None:
         environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
@@ -50,6 +51,7 @@ class Worker:
                 env=environment,
                 text=True,
                 start_new_session=True,
+                pass_fds=(lock,),
             )
         self._answers = answers
         self._job: Job | None = None
