@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from longtail.models import Classifier
     from longtail.reporting.compare import compare
     from longtail.reporting.inspection import inspect
+    from longtail.studies.study import StudyResult, study
     from longtail.training.guard import Diverged, Interrupted
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOMES = {
     "Interrupted": "training.guard",
     "Predictions": "deployment.predict",
     "Result": "deployment.result",
+    "StudyResult": "studies.study",
     "TrainConfig": "config",
     "UserError": "errors",
     "compare": "reporting.compare",
@@ -43,6 +45,7 @@ _HOMES = {
     "inspect": "reporting.inspection",
     "load": "api",
     "predict": "deployment.predict",
+    "study": "studies.study",
     "train": "api",
 }
 
@@ -52,6 +55,7 @@ __all__ = [
     "Interrupted",
     "Predictions",
     "Result",
+    "StudyResult",
     "TrainConfig",
     "UserError",
     "compare",
@@ -60,6 +64,7 @@ __all__ = [
     "inspect",
     "load",
     "predict",
+    "study",
     "train",
 ]
 

@@ -61,6 +61,10 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         return 1
     except (MemoryError, RuntimeError) as error:
+        stopped = getattr(error, "exit_code", None)  # longtail.training.guard.Interrupted, which is not imported here
+        if isinstance(stopped, int):
+            print(f"longtail: {error}", file=sys.stderr)
+            return stopped
         if not _out_of_memory(error):
             raise
         print(
@@ -86,8 +90,8 @@ def _run(words: list[str]) -> int:
         return 0
     if verb in _OWN:
         return {"train": _train, "recipes": _recipes}[verb](rest)
-    verbs.call(verb, *split_words(rest, partial(verbs.check_option, verb), verbs.flags_of(verb)))
-    return 0
+    split = split_words(rest, partial(verbs.check_option, verb), verbs.flags_of(verb), verbs.lists_of(verb))
+    return int(getattr(verbs.call(verb, *split), "exit_code", 0))
 
 
 def _train(words: list[str]) -> int:
@@ -144,12 +148,13 @@ def _no_option(name: str) -> None:
 
 
 def split_words(
-    words: Sequence[str], check: Callable[[str], None], flags: Collection[str] = ()
+    words: Sequence[str], check: Callable[[str], None], flags: Collection[str] = (), lists: Collection[str] = ()
 ) -> tuple[list[str], set[str], dict[str, str]]:
     """Split a command line into (places, flags that were set, options with their values).
 
-    Every option but the ``flags`` takes one value, ``--name value`` or ``--name=value``; hyphens in names count as
-    underscores. ``check`` raises for a name that is no option.
+    Every option but the ``flags`` takes one value, ``--name value`` or ``--name=value``; those of ``lists`` take all
+    words up to the next option, joined by spaces. Hyphens in names count as underscores. ``check`` raises for a name
+    that is no option.
     """
     places: list[str] = []
     found: set[str] = set()
@@ -172,6 +177,8 @@ def split_words(
             continue
         if not equals and rest and not rest[0].startswith("--"):
             value = rest.pop(0)
+        while name in lists and rest and not rest[0].startswith("--"):
+            value += f" {rest.pop(0)}"
         if not value:
             raise UserError(f"--{name} needs a value.")
         pairs[name] = value

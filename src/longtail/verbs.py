@@ -42,6 +42,9 @@ VERBS = {
     "predict": Verb("deployment.predict", "RUN IMAGES...", "a table of what a finished run says of new images"),
     "export": Verb("deployment.export", "RUN", "a run's model as ONNX, torch.export or safetensors, with a model card"),
     "compare": Verb("reporting.compare", "RUN RUN ...", "finished runs in one table, with paired differences"),
+    "study": Verb(
+        "studies.study", "[NAME]", "methods or options side by side over seeds, resumed; without NAME, a list"
+    ),
 }
 
 
@@ -70,7 +73,7 @@ class Parameter:
 
     @property
     def many(self) -> bool:
-        """Whether it takes all words that follow."""
+        """Whether it takes all words that follow, up to the next option."""
         return self.annotation.startswith("Sequence")
 
 
@@ -159,6 +162,11 @@ def flags_of(name: str) -> set[str]:
     return {item.name for item in parameters(name) if item.option and item.flag}
 
 
+def lists_of(name: str) -> set[str]:
+    """Return the options of the command ``name`` that take all words up to the next option."""
+    return {item.name for item in parameters(name) if item.option and item.many}
+
+
 def usage(name: str) -> str:
     """Return the line that shows how the command ``name`` is written."""
     return f"longtail {name} {VERBS[name].usage} [--OPTION VALUE ...]"
@@ -185,6 +193,6 @@ def _value(name: str, text: str, annotation: str) -> Any:
                 return convert(text)
             except ValueError:
                 if "str" in kinds:
-                    return text
+                    return text.replace(",", " ").split() if annotation.startswith("Sequence") else text
                 raise UserError(f"--{name} must be {what}, got {text!r}.") from None
-    return text
+    return text.replace(",", " ").split() if annotation.startswith("Sequence") else text

@@ -87,3 +87,11 @@ def any_negative_bits(figures: Iterable[dict[str, MeanInterval | None]]) -> str:
     """Return :func:`bits_note` for the rows of a comparison."""
     found = (row.get("mutual_information_bits") for row in figures)
     return bits_note(value.mean for value in found if value is not None)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as ``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

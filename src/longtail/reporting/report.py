@@ -5,20 +5,17 @@ The page's security policy forbids every request, and lets only the page's own s
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from longtail.errors import UserError
 from longtail.files import write_bytes
 from longtail.metrics import GROUP_EDGES, GROUPS
 from longtail.reporting.confusions import confusion_record
 from longtail.reporting.headline import all_figures, group_sizes, headline
-from longtail.reporting.in_words import NEGATIVE_BITS, interval_note, unlearned, warnings
+from longtail.reporting.in_words import NEGATIVE_BITS, duration, interval_note, unlearned, warnings
 from longtail.reporting.reproduce import reproduce_command, settings
 from longtail.reporting.run_record import (
     ClassRow,
@@ -147,7 +144,7 @@ def render(folder: Path) -> str:
 
 def _template() -> jinja2.Template:
     pages = templates()
-    pages.filters.update(csp_hash=_csp_hash, duration=_duration)
+    pages.filters.update(duration=duration)
     return pages.get_template("report.html")
 
 
@@ -175,16 +172,3 @@ def _compact(rows: list[ClassRow], page_size: int) -> dict[str, Any]:
 
 def _negative(value: Any) -> bool:
     return isinstance(value, int | float) and value < 0
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds as ``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _csp_hash(script: Markup) -> str:
-    """Return the source expression by which a security policy allows exactly this inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()

@@ -1,8 +1,12 @@
-"""The templates in ``pages/``: of the report, the look at the data and the comparison, with one style sheet."""
+"""The templates in ``pages/``: of report, look at the data, comparison and study, with one style sheet."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 import jinja2
+from markupsafe import Markup
 
 from longtail.reporting.svg import number, percent
 
@@ -16,5 +20,10 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(percent=percent, number=number)
+    pages.filters.update(percent=percent, number=number, csp_hash=_csp_hash)
     return pages
+
+
+def _csp_hash(script: Markup) -> str:
+    """Return the source expression by which a security policy allows exactly this inline script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
