@@ -212,7 +212,7 @@ def test_from_the_command_line_with_several_methods(desk, one_thread):
 def test_a_failing_cell_is_exit_code_1(desk, one_thread, monkeypatch):
     np.savez("bars.npz", **bars())
     monkeypatch.setattr("longtail.studies.worker.api.train", lambda **options: 1 / 0)
-    code, out, err = desk.call("study", "methods", "--data", "bars.npz", "--methods", "gml", "--seeds", "1", *SHORT)
+    code, _, err = desk.call("study", "methods", "--data", "bars.npz", "--methods", "gml", "--seeds", "1", *SHORT)
     assert (code, err) == (1, "")
     assert read_json(Path("runs/study-methods-bars/results.json"))["failed"] == 1
 

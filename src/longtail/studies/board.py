@@ -25,7 +25,10 @@ class Board:
 
     def __init__(self, cells: Sequence[Cell], ledger: Ledger) -> None:
         self.ledger = ledger
-        unique = list({cell.folder: cell for cell in cells}.values())
+        runs: dict[str, Cell] = {}
+        for cell in cells:
+            runs.setdefault(cell.folder, cell)
+        unique = list(runs.values())
         self.refused = [cell for cell in unique if cell.refused]
         self.waiting = [cell for cell in unique if not cell.refused and not ledger.done(cell.folder)]
         self.running: dict[str, Cell] = {}

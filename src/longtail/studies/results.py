@@ -168,7 +168,10 @@ def protocol(plan: Plan) -> dict[str, Any]:
 
 def record(plan: Plan, panels: Sequence[PanelResult], ledger: Ledger, added: dict[str, Any]) -> dict[str, Any]:
     """Return all of a study, ready for JSON; figures are fractions in 0..1, bits, published ones per cent."""
-    cells = list({cell.cell.folder: cell for panel in panels for row in panel.rows for cell in row.cells}.values())
+    runs: dict[str, CellResult] = {}
+    for each in (cell for panel in panels for row in panel.rows for cell in row.cells):
+        runs.setdefault(each.cell.folder, each)
+    cells = list(runs.values())
     done = [cell for cell in cells if cell.done]
     return {
         "study": plan.study.name,
