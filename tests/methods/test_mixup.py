@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from test_methods import build, loader_for
 
 from longtail.methods.mixup import mixup
 
@@ -42,3 +43,27 @@ def test_off_it_is_the_batch_itself():
     assert torch.equal(torch.get_rng_state(), state)
     logits = torch.randn(3, 2)
     assert mixed.loss(F.cross_entropy, logits) == F.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "ldam", "gml"])
+def test_methods_mix_the_classifier_view_alone(name, tiny_config, tiny_splits):
+    previous = build("logit_adjustment", tiny_config(), tiny_splits).classifier()
+    method = build(name, tiny_config(loss__mixup=0.4), tiny_splits, previous)
+    loader = loader_for(method, tiny_splits)
+    method.prepare(loader.fetch, loader.labels)
+    batch = loader.load(0, 0)
+    seen = []
+    handle = method.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    torch.manual_seed(5)
+    found = method(batch, 0.0)
+    handle.remove()
+    torch.manual_seed(5)
+    mixed = mixup(batch.views["classifier"], batch.labels, 0.4)
+    assert not torch.equal(mixed.images, batch.views["classifier"])
+    assert torch.equal(seen[0][:8], mixed.images)
+    if name == "gml":
+        assert torch.equal(seen[0][8:], batch.views["query"])
+    loss = method.classifier_loss if name == "gml" else method.loss
+    logits = method.head(method.encoder(seen[0])[:8])
+    torch.testing.assert_close(found["classifier" if name == "gml" else method.loss_name], mixed.loss(loss, logits))
+    assert "bits" not in (method.readings() if name != "gml" else {})

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import ClassVar, Self
 
 from longtail.methods.base import MethodContext
-from longtail.methods.logit_adjustment import REWEIGHTING, LogitAdjustment
+from longtail.methods.logit_adjustment import OF_ONE_VIEW, LogitAdjustment
 
 
 class BalancedSoftmax(LogitAdjustment):
     """-log( n_y e^(f_y) / sum_c n_c e^(f_c) ) on a linear head: logit adjustment with strength 1 (their Theorem 1)."""
 
     head_kind: ClassVar[str] = "linear"
-    own_options: ClassVar[tuple[str, ...]] = ("views.classifier", *REWEIGHTING)
+    own_options: ClassVar[tuple[str, ...]] = OF_ONE_VIEW
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:

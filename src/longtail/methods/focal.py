@@ -8,7 +8,7 @@ from torch import Tensor
 
 from longtail.losses import FocalLoss
 from longtail.methods.base import MethodContext
-from longtail.methods.logit_adjustment import REWEIGHTING, LogitAdjustment
+from longtail.methods.logit_adjustment import OF_ONE_VIEW, LogitAdjustment
 
 
 class Focal(LogitAdjustment):
@@ -18,7 +18,7 @@ class Focal(LogitAdjustment):
     """
 
     head_kind: ClassVar[str] = "linear"
-    own_options: ClassVar[tuple[str, ...]] = ("views.classifier", "loss.focal_gamma", *REWEIGHTING)
+    own_options: ClassVar[tuple[str, ...]] = (*OF_ONE_VIEW, "loss.focal_gamma")
 
     def __init__(self, context: MethodContext, prior_strength: float) -> None:
         super().__init__(context, prior_strength)

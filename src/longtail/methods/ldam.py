@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longtail.losses import LDAMLoss
 from longtail.methods.base import MethodContext
-from longtail.methods.logit_adjustment import REWEIGHTING, LogitAdjustment
+from longtail.methods.logit_adjustment import OF_ONE_VIEW, LogitAdjustment
 
 
 class LDAM(LogitAdjustment):
@@ -20,7 +20,7 @@ class LDAM(LogitAdjustment):
     Its softmax is not calibrated to any prior; the training prior, weighted, is what it is taken to imply.
     """
 
-    own_options: ClassVar[tuple[str, ...]] = ("views.classifier", "loss.max_margin", "loss.scale", *REWEIGHTING)
+    own_options: ClassVar[tuple[str, ...]] = (*OF_ONE_VIEW, "loss.max_margin", "loss.scale")
 
     def __init__(self, context: MethodContext, prior_strength: float) -> None:
         super().__init__(context, prior_strength)

@@ -20,12 +20,13 @@ from longtail.data.loading import Batch
 from longtail.errors import UserError
 from longtail.losses import FocalLoss, LDAMLoss, LogitAdjustedCrossEntropy
 from longtail.methods.base import Method, MethodContext
+from longtail.methods.mixup import mixup
 from longtail.metrics import label_entropy_bits
 from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models import Classifier
 
-REWEIGHTING = ("loss.class_weights", "loss.effective_beta", "loss.deferred_from")
-"""Options of who takes the classes' weights from :meth:`MethodContext.class_weights`."""
+OF_ONE_VIEW = ("views.classifier", "loss.mixup", "loss.class_weights", "loss.effective_beta", "loss.deferred_from")
+"""Options of every method that is one loss of one view."""
 
 
 class LogitAdjustment(Method):
@@ -35,7 +36,7 @@ class LogitAdjustment(Method):
     """
 
     head_kind: ClassVar[str] = "cosine"
-    own_options: ClassVar[tuple[str, ...]] = ("views.classifier", "loss.prior_strength", "loss.scale", *REWEIGHTING)
+    own_options: ClassVar[tuple[str, ...]] = (*OF_ONE_VIEW, "loss.prior_strength", "loss.scale")
     loss: LogitAdjustedCrossEntropy | FocalLoss | LDAMLoss
     balancing: Tensor | None
 
@@ -51,7 +52,8 @@ class LogitAdjustment(Method):
         self.loss = self.build_loss(None if self.balancing is None else torch.ones_like(self.balancing))
         self.on_epoch(0.0)
         # H(Y) - L says something of the labels only where both are taken over the training images as they are.
-        self.informs = self.balancing is None and self.sampler == "instance"
+        plain = self.balancing is None and context.config.loss.mixup == 0
+        self.informs = plain and self.sampler == "instance"
         # Nor is it measured by the entropy of the labels then, so the log has another name for it.
         self.loss_name = "classifier" if self.informs else "rebalanced"
         self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
@@ -83,7 +85,8 @@ class LogitAdjustment(Method):
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The loss of the classifier view."""
-        loss = self.loss(self.head(self.encoder(batch.views["classifier"])), batch.labels)
+        mixed = mixup(batch.views["classifier"], batch.labels, self.context.config.loss.mixup)
+        loss = mixed.loss(self.loss, self.head(self.encoder(mixed.images)))
         if self.informs:
             self._bits = self.entropy - loss.detach() / math.log(2)
         return {self.loss_name: loss}
@@ -105,7 +108,7 @@ class CrossEntropy(LogitAdjustment):
     """
 
     head_kind: ClassVar[str] = "linear"
-    own_options: ClassVar[tuple[str, ...]] = ("views.classifier", "loss.post_hoc_strength", *REWEIGHTING)
+    own_options: ClassVar[tuple[str, ...]] = (*OF_ONE_VIEW, "loss.post_hoc_strength")
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:
