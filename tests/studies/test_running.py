@@ -298,3 +298,20 @@ def test_bars_are_learnable():
     columns = torch.from_numpy(arrays["test_images"]).float().mean(1)
     assert (columns[:, :6].reshape(-1, 3, 2).mean(2).argmax(1).numpy() == arrays["test_labels"]).mean() == 1
     assert np.bincount(arrays["train_labels"]).tolist() == [24, 9, 2]
+
+
+def test_what_helps_is_chosen_by_validation_images(run):
+    found = run("gml-plus").results["added"]["validation"]
+    (rows,) = found.values()
+    for entry in run("gml-plus").results["runs"]:
+        config = (Path("study") / "cells" / entry["folder"] / "config.yaml") if "folder" in entry else None
+        assert config is None or "val_fraction: 0.2" in config.read_text()
+    first, *others = rows
+    assert first == "gml"
+    assert rows[first]["difference"] is None
+    for name in others:
+        gain = rows[name]["balanced_accuracy"]["mean"] - rows[first]["balanced_accuracy"]["mean"]
+        assert rows[name]["difference"]["mean"] == pytest.approx(gain)
+    log = [json.loads(line) for line in (cell("gml") / "metrics.jsonl").read_text().splitlines()]
+    last = [line["val_balanced_accuracy"] for line in log if "val_balanced_accuracy" in line][-1]
+    assert rows["gml"]["balanced_accuracy"]["mean"] == last

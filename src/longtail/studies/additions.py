@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from longtail.metrics import MeanInterval
 from longtail.metrics.folds import figure_value
@@ -133,11 +134,35 @@ def queue(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
     return added
 
 
+def validation(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
+    """Balanced accuracy on the validation images after the last epoch, and its difference to the first row's."""
+    added = Addition()
+    for panel in panels:
+        found = {row.row.name: {cell.cell.seed: _validated(cell.log) for cell in row.finished} for row in panel.rows}
+        first = next(iter(found.values()))
+        rows = []
+        for name, values in found.items():
+            mean, gain = mean_of(list(values.values())), None if values is first else paired_by_seed(values, first)
+            rows.append((TableCell(name), percent_cell(mean), percent_cell(gain, sign=True)))
+            record = as_json({"balanced_accuracy": mean, "difference": gain})
+            added.record.setdefault(panel.panel.title, {})[name] = record
+        title = f"{panel.panel.title}: balanced accuracy on the validation images (per cent)"
+        added.tables.append(Table(title, ("row", "validation", f"minus {next(iter(found))}"), tuple(rows)))
+    return added
+
+
+def _validated(log: Sequence[Mapping[str, Any]]) -> float | None:
+    return next(
+        (float(line["val_balanced_accuracy"]) for line in reversed(log) if "val_balanced_accuracy" in line), None
+    )
+
+
 ADDITIONS: dict[str, Callable[[Sequence[PanelResult], Ledger], Addition]] = {
     "imbalance": imbalance,
     "temperature": temperature,
     "teachers": teachers,
     "queue": queue,
     "prior": prior,
+    "validation": validation,
 }
 """By the name that a study has for it."""

@@ -129,6 +129,14 @@ _EACH: list[Study] = [
         rows=rows.switches,
     ),
     Study(
+        "gml-plus",
+        "GML with what helps other methods, chosen by validation images held out of the training set",
+        "Choose by the table of validation figures, never by that of the test set, which is for the row chosen.",
+        rows=rows.plus,
+        panels=({"data": "digits-lt", "val_fraction": 0.2, "select": "last"},),
+        adds="validation",
+    ),
+    Study(
         "imagenet-lt",
         "ImageNet-LT, ResNeXt-50, published settings (needs --root)",
         "Settings of GML's recipe for every row; published figures are their authors'.",

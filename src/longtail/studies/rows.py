@@ -96,3 +96,19 @@ def switches(base: TrainConfig) -> list[Row]:
     }
     ways = (Row(name, {"method": "gml", **options}) for name, options in turned.items())
     return [Row("gml", {"method": "gml"}, published="gml"), *ways]
+
+
+def plus(base: TrainConfig) -> list[Row]:
+    """GML, GML with each thing that is known to help other methods, and with all of them."""
+    cifar = base.views.classifier == "cifar"
+    views = {f"views.{view}": "cifar_trivial" for view in ("classifier", "query", "key")}
+    helps: dict[str, dict[str, Any]] = {
+        "average of weights": {"optimiser.ema": 0.999},
+        "mixup": {"loss.mixup": 0.2},
+        "sharpness-aware steps": {"optimiser.sharpness": 0.05},
+        **({} if base.optimiser.schedule == "cosine" else {"cosine schedule": {"optimiser.schedule": "cosine"}}),
+        **({"TrivialAugment": views} if cifar else {}),
+    }
+    every = {key: value for options in helps.values() for key, value in options.items()}
+    ways = [Row(f"gml + {name}", {"method": "gml", **options}) for name, options in helps.items()]
+    return [Row("gml", {"method": "gml"}), *ways, Row("gml + all of these", {"method": "gml", **every})]
