@@ -54,10 +54,11 @@ def test_a_stage_without_steps_costs_what_it_looks_at(
     assert (estimate_time(tiny_config(method=method), tiny_splits, budget=0.5)[-1].seconds > 0) == (method == "ncm")
 
 
-def test_real_steps_are_timed_and_leave_nothing(tiny_splits, tiny_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["gml", "crt"])
+def test_real_steps_are_timed_and_leave_nothing(method, tiny_splits, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = torch.get_rng_state()
-    stages = estimate_time(tiny_config(), tiny_splits, budget=1.0)
+    stages = estimate_time(tiny_config(method=method), tiny_splits, budget=1.0)
     assert torch.equal(torch.get_rng_state(), state)
     assert [stage.timed_steps >= 1 for stage in stages] == [True, True]
     assert all(stage.seconds > 0 for stage in stages)
