@@ -384,7 +384,6 @@ def test_resume_writes_a_damaged_model_again_from_the_state(desk, run, made):
         ("model.json", cut),
         ("model.json", restamp),
         ("model.json", newer),
-        ("model.json", os.remove),
         ("config.yaml", garble),
         ("config.yaml", os.remove),
     ],
@@ -393,6 +392,28 @@ def test_resume_writes_a_damaged_model_again_from_the_state(desk, run, made):
 def test_evaluate_a_damaged_run(desk, run, file, damage):
     damage(desk.folder / "run" / file)
     desk.refuse("evaluate", "run", naming=[file])
+
+
+def test_evaluate_before_there_is_a_model(desk, run):
+    (desk.folder / "run" / "model.json").unlink()
+    desk.refuse("evaluate", "run", naming=["run has no model yet", "--resume"])
+    (desk.folder / "run" / "config.yaml").unlink()
+    desk.refuse("evaluate", "run", naming=["config.yaml"])
+
+
+def test_where_nothing_can_be_written_is_told_before_the_data_is_read(desk, monkeypatch):
+    monkeypatch.setattr(api, "_choose", lambda *_: pytest.fail("the data was read"))
+    (desk.folder / "file").write_text("")
+    (desk.folder / "mine").mkdir()
+    (desk.folder / "mine" / "photo.jpg").write_text("")
+    desk.refuse("train", "digits-lt", "--out", "file", naming=["--out file cannot be written: File exists"])
+    desk.refuse("train", "digits-lt", "--out", "file/run", naming=["file/run cannot be written", "not a folder"])
+    desk.refuse("train", "digits-lt", "--out", "mine", naming=["mine is not empty", "photo.jpg"])
+    assert not (desk.folder / "mine" / ".lock").exists()
+
+
+def test_a_view_that_is_unknown_is_named_with_its_option(desk):
+    desk.refuse("train", "digits-lt", "--views.key", "lihgt", naming=["--views.key view recipe 'lihgt'", "'light'"])
 
 
 # --- Evaluate

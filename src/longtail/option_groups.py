@@ -27,8 +27,8 @@ class DataOptions:
         group_pattern: regular expression whose first group, found in a path, names the image's group.
         labels: whether labels are class names, class numbers (0..C-1 or 1..C), or whichever they look like.
         unknown_labels: what to do with test images of a class that has no training image.
-        check: look at the files before training: ``full`` decodes every one (finds cut-off files and duplicates; two
-            minutes for 100,000 photographs on two cores), ``sample`` reads the size of 2000 and trusts the others.
+        check: look at the files before training: ``full`` decodes every one (finds cut-off files and duplicates; once,
+            as its findings are kept), ``sample`` reads the size of 2000 and trusts the others.
         mean: per-channel mean that normalises, on 0..1; default: the encoder's own, or the training pixels'.
         std: per-channel standard deviation that normalises, likewise.
     """
@@ -107,8 +107,8 @@ class LossOptions:
         focal_gamma: focusing exponent of the focal loss.
         max_margin: largest margin of LDAM, that of the smallest class.
         class_pooling: whether the density of a class is the ``mean`` (the paper) or the ``sum`` over its keys.
-        supcon_log: where the log of supervised contrast stands: ``outside`` the mean over positives (Khosla 2020,
-            Eq. 3) or ``inside`` (Eq. 4: averaged first).
+        supcon_log: where the log of supervised contrast stands: ``inside`` the mean over positives (Khosla 2020, Eq. 2,
+            their choice) or ``outside`` (Eq. 3, the limit of GML without a prior).
         paco_alpha: weight that PaCo gives a contrast sample of the label, beside 1 for the label's centre.
         mixup: alpha of the Beta distribution that mixes images of the classifier view; 0 = off.
     """
@@ -129,7 +129,7 @@ class LossOptions:
     focal_gamma: float = 2.0
     max_margin: float = 0.5
     class_pooling: Literal["mean", "sum"] = "mean"
-    supcon_log: Literal["outside", "inside"] = "outside"
+    supcon_log: Literal["inside", "outside"] = "inside"
     paco_alpha: float = 0.05
     mixup: float = 0.0
 

@@ -92,7 +92,7 @@ def test_conflicting():
         "1 image is there under more than one class (first: train/cat/0.jpg as cat = train/dog/2.jpg as dog): no model "
         "can be right about it every time.",
         "2 training images repeat others pixel by pixel (first: train/cat/0.jpg = train/dog/2.jpg): each is learned "
-        "from, and counted for its class, more than once.",
+        "from more than once.",
     )
 
 

@@ -52,7 +52,7 @@ def test_a_share_of_each_class_is_held_out_but_never_its_last_training_image(pho
         f"{name}/{number:02d}.png" for name, count in COUNTS.items() for number in range(count)
     }
     assert said(splits, "4 of 22 images are held out", "--source.test_share")
-    assert said(splits, "1 classes have no test image", "'dog'")
+    assert said(splits, "1 class has no test image", "'dog'")
     assert split(photos, test_share=0.5).test.class_counts.tolist() == [6, 4, 1, 0]
 
 

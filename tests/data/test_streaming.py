@@ -105,7 +105,7 @@ def test_order_is_that_of_the_resident_loader(files):
         same(resident.load(0, step), streaming.load(0, step))
 
 
-def test_a_view_does_not_depend_on_the_views_beside_it(files):
+def test_a_view_made_alone_of_files_read_for_all_is_the_same(files):
     three = make_loader(files).load(0, 0)
     side = needed_side(files.framing, make_views())
     view = make_views()["query"]

@@ -17,7 +17,7 @@ from longtail.data.decode import fit, read_image
 from longtail.deployment import export as command
 from longtail.deployment import formats
 from longtail.deployment.export import export
-from longtail.deployment.graph import Form, check_against_torch, measure_resizing
+from longtail.deployment.graph import Form, check_against_torch, measure_resizing, resize_to_framing
 from longtail.deployment.whole_folder import whole_folder
 from longtail.errors import UserError
 from longtail.files import save_tensors
@@ -190,6 +190,21 @@ def test_resizing_of_the_file_agrees_with_torch(tmp_path, build_model, encoder, 
     pytest.importorskip("onnxscript")
     build_model(encoder, 3, side, "cosine", resize, interpolation).save(tmp_path / "run")
     assert (export(tmp_path / "run", resizing=True, quiet=True) / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "resize"), [pytest.param(1, 16, 16, marks=pytest.mark.check), (3, 17, 17), (3, 17, 20)]
+)
+def test_a_torch_file_that_resizes_takes_images_of_any_shape(tmp_path, build_model, channels, side, resize):
+    """Also where the framing cuts nothing off: a program that was traced for oblong images must take square ones."""
+    model = build_model("small_net", channels, side, "cosine", resize)
+    model.save(tmp_path / "run")
+    folder = export(tmp_path / "run", format="torch", resizing=True, quiet=True)
+    module = torch.export.load(folder / "model.pt2").module()
+    for height, width in ((side, side), (1, 1), (40, 23), (9, 70)):
+        pixels = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
+        framed = resize_to_framing(pixels, model.framing).to(torch.uint8)
+        torch.testing.assert_close(module(pixels)[0], model.logits(framed), rtol=1e-4, atol=1e-4)
 
 
 def test_safetensors_load_without_the_run(calibrated, model, tmp_path):

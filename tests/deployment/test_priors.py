@@ -23,6 +23,11 @@ def test_weights_of_any_unit_in_any_order(tmp_path):
     assert read_prior(str(file), NAMES).dtype == torch.float64
 
 
+def test_names_that_differ_in_blanks_alone_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"classes 'a' and ' a ' differ in outer blanks"):
+        read_prior(write(tmp_path, "class,prior\na,1\n a ,2\n"), ("a", " a "))
+
+
 def test_semicolons_mark_and_class_that_never_occurs(tmp_path):
     file = write(tmp_path, "\ufeffclass;prior;note\notter, sea;0;\ncat;1e-1;x\nlynx; 0.3 ;\n")
     assert read_prior(file, NAMES).tolist() == pytest.approx([0.25, 0.75, 0.0])

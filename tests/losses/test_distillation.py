@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import longtail.losses
 from longtail.losses import DistillationLoss, distillation
 
 
@@ -81,12 +80,3 @@ def test_docstring_example():
     outcome = doctest.testmod(distillation)
     assert outcome.attempted >= 2
     assert outcome.failed == 0
-
-
-def test_the_room_exports_its_four_losses():
-    assert sorted(longtail.losses.__all__) == [
-        "DistillationLoss",
-        "GMLLoss",
-        "LogitAdjustedCrossEntropy",
-        "class_logmeanexp",
-    ]

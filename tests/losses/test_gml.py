@@ -46,7 +46,7 @@ class Problem:
         return {"query_ids": self.query_ids, "key_ids": self.key_ids}
 
 
-def slow_gml(problem, temperature, strength=1.0, without_own=False, key_mask=None):
+def slow_gml(problem, temperature, strength=1.0, without_own=False, key_mask=None, pooling="mean"):
     """Return (mean loss or 0, samples that count): one product, class and sample at a time, in float64."""
     queries, keys = problem.queries.double(), problem.keys.double()
     total, counted = torch.zeros((), dtype=torch.float64), 0
@@ -63,7 +63,7 @@ def slow_gml(problem, temperature, strength=1.0, without_own=False, key_mask=Non
                 continue
             exponents = torch.stack([queries[b] @ keys[k] / temperature for k in columns])
             prior = strength * math.log(count / sum(problem.counts.tolist())) if strength else 0.0
-            terms[c] = torch.logsumexp(exponents, 0) - math.log(len(columns)) + prior
+            terms[c] = torch.logsumexp(exponents, 0) + prior - (math.log(len(columns)) if pooling == "mean" else 0.0)
         if label in terms:
             total = total - (terms[label] - torch.logsumexp(torch.stack(list(terms.values())), 0))
             counted += 1
@@ -78,7 +78,7 @@ def gradients(loss, *inputs):
 def check_against_loops(problem, loss, strength, without_own, tolerance, **given):
     temperature = torch.tensor(math.exp(loss.log_temperature.item()), dtype=torch.float64)
     key_mask = given.get("key_mask")
-    expected, counted = slow_gml(problem, temperature, strength, without_own, key_mask)
+    expected, counted = slow_gml(problem, temperature, strength, without_own, key_mask, loss.class_pooling)
     actual = problem.call(loss, **given)
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
     assert loss.counted.item() == counted
@@ -112,16 +112,18 @@ def test_float64_keeps_its_digits_although_the_temperature_is_stored_in_float32(
 @pytest.mark.parametrize("exclude", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 0.005])
 @pytest.mark.parametrize("masked", [None, "key", "query and key"])
-def test_own_keys_against_loops(exclude, temperature, masked):
+@pytest.mark.parametrize("pooling", ["mean", "sum"])
+def test_own_keys_against_loops(exclude, temperature, masked, pooling):
     problem = Problem([12, 5, 1, 0, 3], batch=10)
     given = dict(problem.ids)
     if masked:
         shape = (21,) if masked == "key" else (10, 21)
         given["key_mask"] = torch.rand(shape, generator=torch.Generator().manual_seed(5)) < 0.6
-    loss = GMLLoss(problem.counts, temperature, exclude_own_key=exclude)
+    loss = GMLLoss(problem.counts, temperature, exclude_own_key=exclude, class_pooling=pooling)
     check_against_loops(problem, loss, 1.0, exclude, 1e-6, **given)
     prior = (problem.counts / problem.counts.sum()).double()
-    excluded, counted = slow_gml(problem, temperature, without_own=True, key_mask=given.get("key_mask"))
+    mask = given.get("key_mask")
+    excluded, counted = slow_gml(problem, temperature, without_own=True, key_mask=mask, pooling=pooling)
     assert 0 < counted < 10
     bits = (-(prior * prior.log()).sum() - excluded) / math.log(2)
     assert not loss.information.requires_grad
@@ -210,9 +212,7 @@ def test_one_key_a_class_is_the_logit_adjusted_cosine_classifier():
 def test_mean_with_prior_and_sum_without_prior_have_equal_gradients_at_proportional_lengths():
     problem = Problem([12, 6, 2], counts=[120, 60, 20])
     mean_loss = problem.call(GMLLoss(problem.counts, 0.1))
-    kernels = (problem.queries @ problem.keys.t() / 0.1).exp()
-    sums = torch.stack([kernels[:, problem.key_labels == c].sum(1) for c in range(3)], 1)
-    sum_loss = F.cross_entropy(sums.log(), problem.labels)
+    sum_loss = problem.call(GMLLoss(problem.counts, 0.1, prior_strength=0.0, class_pooling="sum"))
     found, wanted = (gradients(x, problem.queries, problem.keys) for x in (mean_loss, sum_loss))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
     uneven = problem.call(GMLLoss([120, 60, 90], 0.1))
@@ -455,6 +455,7 @@ def test_a_longest_class_that_is_too_long_changes_nothing():
         ({"class_counts": [1], "temperature": -0.1}, "temperature must be above 0"),
         ({"class_counts": [1], "temperature": math.nan}, "temperature must be above 0"),
         ({"class_counts": [1], "kernel": "fast"}, "kernel must be"),
+        ({"class_counts": [1], "class_pooling": "max"}, "class_pooling must be"),
         ({"class_counts": [1], "max_similarities": 0}, "max_similarities must be at least 1"),
     ],
 )

@@ -80,6 +80,7 @@ CASES = [
     ("kept", True, 0.1, (5, 512)),
     ("kept", True, 0.005, (40, 4)),
     ("excluded", False, 0.02, (130, 6)),
+    ("kept, summed", True, 0.1, (5, 512)),
 ]
 
 
@@ -91,11 +92,24 @@ def test_agrees_with_float64(ids, masked, temperature, size, monkeypatch, calls)
     monkeypatch.setattr(label_odds_fused, "_PROGRAMS", programs)
     vectors, given = draw(LENGTHS, dim, 34, ids is not None, masked)
     options = {"temperature": temperature, "exclude_own_key": ids == "excluded"}
+    options["class_pooling"] = "sum" if ids == "kept, summed" else "mean"
     wanted = outcome("plain", torch.float64, vectors, given, **options)
     assert 0 < wanted[1] < 34
     assert wanted[3].norm() > 1e-3
     assert_near(outcome("fused", torch.float32, vectors, given, **options), wanted, 2e-5)
     assert calls == [1]
+
+
+@interpreted
+def test_ids_may_be_a_column_of_a_table(calls):
+    vectors, given = draw(LENGTHS, 5, 34, ids=True)
+    wanted = outcome("fused", torch.float32, vectors, given, temperature=0.1)
+    for name in ("query_ids", "key_ids"):
+        given[name] = torch.stack([given[name], torch.full_like(given[name], 7)], 1)[:, 0]
+        assert not given[name].is_contiguous()
+    found = outcome("fused", torch.float32, vectors, given, temperature=0.1)
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+    assert calls == [1, 1]
 
 
 @interpreted

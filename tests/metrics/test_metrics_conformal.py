@@ -78,6 +78,19 @@ def test_weights_by_hand():
     )
 
 
+@pytest.mark.parametrize("rare", [1.0, 1e-12, 1e-17, 1e-40])
+def test_a_class_alone_does_not_mind_how_rare_it_will_be(rare):
+    scores = torch.linspace(0, 1, 40, dtype=torch.float64)
+    labels, weights = torch.arange(40) % 2, torch.tensor([1.0, rare], dtype=torch.float64)
+    found = conformal_thresholds(scores, labels, 2, 0.9, torch.arange(2), weights)
+    assert torch.equal(found, conformal_thresholds(scores, labels, 2, 0.9, torch.arange(2)))
+
+
+def test_scores_tell_tiny_probabilities_apart():
+    scores = conformal_scores(torch.tensor([[1.0, 1e-20], [1.0, 3e-25]], dtype=torch.float64))
+    assert scores[0, 1] < scores[1, 1]
+
+
 def test_rare_classes_are_calibrated_together():
     assert needed_images(0.9) == 9
     assert rare_together(torch.tensor([50, 20, 9]), 0.9).tolist() == [0, 1, 2]
@@ -152,7 +165,7 @@ def test_prevalence_adjusted_sets_cover_classes_alike_at_the_same_size():
 
 def test_the_prevalence_adjusted_score():
     probabilities, prior = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([0.8, 0.15, 0.0])
-    assert conformal_scores(probabilities).tolist()[0] == pytest.approx([0.5, 0.7, 0.8])
+    assert conformal_scores(probabilities).tolist()[0] == pytest.approx([-0.5, -0.3, -0.2])
     assert conformal_scores(probabilities, prior).tolist()[0] == pytest.approx([-0.625, -2, -0.2 / 0.15])
 
 

@@ -14,7 +14,7 @@ def slow(logits, labels):
     thresholds = []
     for c in range(classes):
         own = [share[c] for share, label in zip(shares, labels, strict=True) if label == c]
-        thresholds.append(sum(own) / len(own) if own else None)
+        thresholds.append(max(sum(own) / len(own), 1 / classes) if own else None)
     count = [[0] * classes for _ in range(classes)]
     suspects = []
     for share, label in zip(shares, labels, strict=True):
@@ -75,6 +75,13 @@ def test_a_rare_class_with_low_probabilities_is_not_suspect():
     found = label_errors(likely, torch.tensor([0] * 40 + [1] * 5))
     assert not found.suspect.any()
     assert found.expected.tolist() == [0.0, 0.0]
+
+
+def test_a_class_that_is_never_named_makes_no_suspects():
+    """Its mean probability is next to nothing, which other images reach too: that says nothing of their labels."""
+    likely = torch.tensor([[0.5, 0.5 - 1e-12, 1e-12]] * 30 + [[0.5, 0.5, 1e-13]] * 2).double().log()
+    found = label_errors(likely, torch.tensor([0] * 15 + [1] * 15 + [2] * 2))
+    assert not (found.likelier[found.suspect] == 2).any()
 
 
 def test_what_does_not_fit_is_refused():

@@ -39,6 +39,8 @@ def test_same_seed_gives_same_weights():
 
 
 def test_unknown_name_tells_the_near_ones():
+    with pytest.raises(UserError, match=r"unknown encoder 'resnet20'; did you mean 'cifar_resnet20'\?"):
+        build_encoder("resnet20", 3)
     with pytest.raises(UserError, match=r"unknown encoder 'cifar_resnet23'; did you mean .*'cifar_resnet20'"):
         build_encoder("cifar_resnet23", 3)
     with pytest.raises(UserError, match="did you mean 'small_net'"):

@@ -275,6 +275,15 @@ def test_runs_of_the_same_options_and_seed_are_refused(desk):
     desk.refuse("compare", "a", "b", naming=["a and b", "same seed"])
 
 
+def test_of_equal_runs_that_a_glob_finds_one_is_left_out(desk):
+    for name in ("a1", "a2"):
+        make_run(Path(name))
+    make_run(Path("b"), "cross_entropy")
+    out, _ = desk.run("compare", "a*", "b")
+    assert "left out: a2 has the same options and the same seed as a1." in out
+    desk.refuse("compare", "a1", "a2", "b", naming=["a1 and a2", "leave one of them out"])
+
+
 def test_names_that_clash_become_paths(desk):
     runs = [make_run(Path(f"{where}/run"), method) for where, method in (("x", "gml"), ("y", "cross_entropy"))]
     groups = group_by_seed(find_runs([str(run) for run in runs])[0])

@@ -65,7 +65,7 @@ def test_a_clean_folder(desk, make_photos):
     assert figures["refusal"] is None
     assert figures["training"]["command"] == "longtail train photos --group_edges '[10, 4]'"
     assert "backbone cifar_resnet32" in figures["training"]["chosen"]
-    assert figures["findings"] == ["3 of 3 classes have fewer than 10 test images: their accuracy is a rough guess."]
+    assert figures["findings"] == ["3 of 3 classes have fewer than 10 test images: accuracy there is a rough guess."]
 
 
 def test_the_terminal_and_the_page(desk, make_photos):
@@ -138,7 +138,7 @@ def test_what_training_refuses_is_looked_at(desk, make_photos, train, test, why)
         assert sum(seen[name]) == train.get(name, 0) + (test or {}).get(name, 0)
     if why is None:
         assert figures["refusal"] is None
-        assert "1 of 2 classes have no test image" in " ".join(figures["findings"])
+        assert "1 of 2 classes has no test image" in " ".join(figures["findings"])
     else:
         assert why in figures["refusal"]
         assert figures["findings"][0] == f"Training would refuse this data: {figures['refusal']}"

@@ -261,8 +261,7 @@ def reduced_side(framing: Framing, lowest_area: float | None = None) -> int:
     """Return the shorter side that images must keep when read (see :func:`read_image`), in pixels.
 
     Enough for :func:`fit`, and for a random resized crop with aspect 3/4..4/3 whose area is at least ``lowest_area``
-    (a share, 0..1) of the image: no crop then has fewer pixels than it is resized to. It depends on nothing else,
-    so a view's pixels do not depend on which other views are made from the same file.
+    (a share, 0..1) of the image: no crop then has fewer pixels than it is resized to.
     """
     if lowest_area is None:
         return framing.resize

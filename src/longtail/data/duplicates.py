@@ -94,7 +94,7 @@ def duplicate_notes(duplicates: Duplicates, paths: Paths, class_names: Sequence[
             f"{' = '.join(pair)}): no model can be right about {'it' if count == 1 else 'them'} every time."
         )
     for kind, parts, consequence in (
-        ("training", duplicates.within_train, "each is learned from, and counted for its class, more than once"),
+        ("training", duplicates.within_train, "each is learned from more than once"),
         ("test", duplicates.within_test, "each counts more than once in every figure"),
     ):
         if parts:

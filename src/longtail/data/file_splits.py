@@ -237,8 +237,8 @@ def _choose_test(
     without = (tested == 0).nonzero().squeeze(1).tolist()
     if without and folds is None:
         notes += (
-            f"{len(without)} classes have no test image, because none can be spared (first "
-            f"{files.class_names[without[0]]!r}): nothing can be said of them.",
+            f"{counted(len(without), 'class has', 'classes have')} no test image, because none can be spared (first "
+            f"{files.class_names[without[0]]!r}): nothing can be said of {'it' if len(without) == 1 else 'them'}.",
         )
     return is_test, words, notes
 

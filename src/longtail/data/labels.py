@@ -206,8 +206,8 @@ def _without_test_images(listing: Listing, classes: list[str], names: tuple[str,
     if not lacking or not test:
         return []
     return [
-        f"{listing.name}: {len(lacking)} of {len(classes)} classes have no test image, so no accuracy can be given for "
-        f"them (first {lacking[0]!r})."
+        f"{listing.name}: {len(lacking)} of {len(classes)} classes {'has' if len(lacking) == 1 else 'have'} no test "
+        f"image, so no accuracy can be given there (first {lacking[0]!r})."
     ]
 
 

@@ -255,6 +255,12 @@ def images_at_a_time(shape: Sequence[int], device: torch.device) -> int:
     return max(1, (_CACHED_BYTES if device.type == "cpu" else _QUEUED_BYTES) // math.prod(shape))
 
 
+def check_recipe(recipe: str, option: str = "") -> None:
+    """Raise :class:`UserError` if no recipe has this name; the sentence begins with ``option``."""
+    if recipe not in _RECIPES:
+        raise unknown_name(f"{option} view recipe".strip(), recipe, _RECIPES)
+
+
 def build_view(recipe: str, mean: Sequence[float], std: Sequence[float]) -> View:
     """Return the view of a named recipe (see `view_recipes`) with a data set's channel ``mean`` and ``std``.
 
@@ -262,8 +268,7 @@ def build_view(recipe: str, mean: Sequence[float], std: Sequence[float]) -> View
         UserError: no recipe has this name.
         ValueError: ``mean`` and ``std`` differ in length, or a standard deviation is not positive.
     """
-    if recipe not in _RECIPES:
-        raise unknown_name("view recipe", recipe, _RECIPES)
+    check_recipe(recipe)
     if len(mean) != len(std) or min(std, default=0.0) <= 0:
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be as long, and std positive")
     return View(recipe, tuple(map(float, mean)), tuple(map(float, std)))

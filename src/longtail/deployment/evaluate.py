@@ -6,6 +6,7 @@ from pathlib import Path
 
 from longtail.deployment.priors import find_prior
 from longtail.deployment.result import Result
+from longtail.deployment.run_records import check_has_model
 from longtail.deployment.under_prior import evaluate_under_prior, print_figures, print_under_prior
 from longtail.errors import UserError
 from longtail.files import as_json, check_output, write_output
@@ -82,6 +83,7 @@ def evaluate(
         if target is not None:
             write_output(target, as_json(pooled.figures))
         return Result(path, pooled.figures)
+    check_has_model(path)
     classifier = Classifier.load(path)
     expected = None if prior is None else find_prior(prior, classifier)
     state = CheckpointFolder(path / "resume").load_meta()

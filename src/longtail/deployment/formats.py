@@ -104,12 +104,14 @@ def write_torch(folder: Path, classifier: Classifier, form: Form) -> list[str]:
     with quiet(_CHATTY):
         try:
             program = torch.export.export(module, example, dynamic_shapes=shapes)
+            record = description(classifier, form)
+            torch.export.save(program, folder / TORCH_FILE, extra_files={TORCH_RECORD: json.dumps(record)})
+            loaded = torch.export.load(folder / TORCH_FILE).module()
+            return _compared(lambda inputs: loaded(*inputs), classifier, form, "the file, loaded again,")
+        except (UserError, OSError):
+            raise
         except Exception as error:
             raise _cannot(classifier, "torch.export", error) from error
-        record = description(classifier, form)
-        torch.export.save(program, folder / TORCH_FILE, extra_files={TORCH_RECORD: json.dumps(record)})
-        loaded = torch.export.load(folder / TORCH_FILE).module()
-    return _compared(lambda inputs: loaded(*inputs), classifier, form, "the file, loaded again,")
 
 
 def _compared(run: Runner, classifier: Classifier, form: Form, name: str) -> list[str]:

@@ -105,8 +105,11 @@ def resize_to_framing(images: Tensor, framing: Framing) -> Tensor:
     pixels = _resized(images, whole, framing).round().clamp(0, 255)
     # Halves are rounded to even, as Python's round does in `fit`: (d + 1) // 2 where d % 4 is 3, else d // 2.
     spare = [side - size for side, size in zip(whole, framing.size, strict=True)]
-    top, left = ((d + d % 4 // 3) // 2 for d in spare)
-    return pixels[:, :, top : top + framing.size[0], left : left + framing.size[1]]
+    first = ((d + d % 4 // 3) // 2 for d in spare)
+    # Chosen by index, not cut out: for a cut that takes all of one side torch.export writes down what that means for
+    # strides, and refuses images of other shapes.
+    rows, columns = (torch.arange(n, device=pixels.device) + d for n, d in zip(framing.size, first, strict=True))
+    return pixels.index_select(2, rows).index_select(3, columns)
 
 
 def _whole_size(height: Any, width: Any, framing: Framing) -> list[Any]:

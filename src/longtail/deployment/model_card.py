@@ -118,7 +118,7 @@ def _data(classifier: Classifier, records: RunRecords) -> str:
             f"{escape(record.test_split)}."
         )
         lines += [f"- {escape(note)}" for note in record.notes]
-        if record.skipped_count:
+        if record.skipped_count and not any("cannot be read" in note for note in record.notes):
             lines.append(f"- {counted(record.skipped_count, 'file')} could not be read and were left out.")
     else:
         lines.append(f"{int(classifier.class_counts.sum())} training images.")

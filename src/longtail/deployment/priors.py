@@ -64,6 +64,12 @@ def read_prior(file: str | Path, class_names: Sequence[str]) -> Tensor:
             "columns class,prior."
         )
     place = {name.strip(): index for index, name in enumerate(class_names)}  # cells come without blanks around them
+    if len(place) < len(class_names):
+        alike = next(name for name in class_names if class_names[place[name.strip()]] != name)
+        raise UserError(
+            f"classes {alike!r} and {class_names[place[alike.strip()]]!r} differ in outer blanks alone, which a table "
+            "does not keep; give the prior as uniform or train, or rename one."
+        )
     weights: dict[int, float] = {}
     for line, name, text in zip(table.lines, *(table.columns[column] for column in _COLUMNS), strict=True):
         where = f"{path}, {table.unit} {line}"

@@ -52,13 +52,19 @@ def load_classifier(folder: Path) -> Classifier:
     Raises:
         UserError: the folder holds no finished run, or a file in it is cut off or changed.
     """
-    if not (folder / "model.json").exists():
-        if (folder / "fold-0" / "model.json").exists():
-            raise UserError(f"{folder} holds the folds of a run; name one of them, such as {folder / 'fold-0'}.")
-        if (folder / "config.yaml").exists():
-            raise UserError(f"the run in {folder} has no model yet; go on with longtail train --out {folder} --resume.")
-        what = "it has no model.json" if folder.exists() else "there is no such folder"
-        raise UserError(f"{folder} is not a run folder: {what}.")
+    if not (folder / "model.json").exists() and (folder / "fold-0" / "model.json").exists():
+        raise UserError(f"{folder} holds the folds of a run; name one of them, such as {folder / 'fold-0'}.")
+    check_has_model(folder)
     classifier = Classifier.load(folder)
     classifier.temperature = read_temperature(folder)
     return classifier
+
+
+def check_has_model(folder: Path) -> None:
+    """Raise :class:`UserError` if there is no model in ``folder``, or none yet."""
+    if (folder / "model.json").exists():
+        return
+    if (folder / "config.yaml").exists():
+        raise UserError(f"the run in {folder} has no model yet; go on with longtail train --out {folder} --resume.")
+    what = "it has no model.json" if folder.exists() else "there is no such folder"
+    raise UserError(f"{folder} is not a run folder: {what}.")

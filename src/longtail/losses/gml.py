@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,8 @@ class GMLLoss(nn.Module):
         learn_temperature: make ``log_temperature`` a parameter instead of a buffer.
         prior_strength: scale of log p_c, 1 = the paper, 0 = no prior.
         exclude_own_key: leave own keys out of the loss itself too; needs ids in every call.
+        class_pooling: ``"mean"`` over the keys of a class (the paper) or their ``"sum"``, which counts a class as often
+            as it has keys. Where keys are as frequent as training samples, sum without prior is mean with prior.
         max_similarities: how many of the B x K similarities are held at once, 4 bytes each in float32 and about four
             times that with what is made of them. Queries are then taken in parts of ``max_similarities // K`` (at
             least one), with the same value and gradients up to rounding. None holds them all.
@@ -83,6 +86,7 @@ class GMLLoss(nn.Module):
         exclude_own_key: bool = False,
         max_similarities: int | None = None,
         kernel: Kernel = "auto",
+        class_pooling: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
         if not 0 < temperature < float("inf"):
@@ -91,6 +95,8 @@ class GMLLoss(nn.Module):
             raise ValueError(f"max_similarities must be at least 1, got {max_similarities}.")
         if kernel not in ("auto", "plain", "fused"):
             raise ValueError(f'kernel must be "auto", "plain" or "fused", got {kernel!r}.')
+        if class_pooling not in ("mean", "sum"):
+            raise ValueError(f'class_pooling must be "mean" or "sum", got {class_pooling!r}.')
         self.register_buffer("class_counts", checked_counts(class_counts))
         log_temperature = torch.tensor(math.log(temperature), dtype=torch.get_default_dtype())
         if learn_temperature:
@@ -104,6 +110,7 @@ class GMLLoss(nn.Module):
         self.exclude_own_key = exclude_own_key
         self.max_similarities = max_similarities
         self.kernel = kernel
+        self.class_pooling = class_pooling
         self.counted = torch.zeros((), dtype=torch.int64)
         self.information = torch.full((), torch.nan)
 
@@ -140,19 +147,20 @@ class GMLLoss(nn.Module):
         dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
         log_prior = weighted_log_prior(self.class_counts, self.prior_strength, dtype)
         rows = max(1, self.max_similarities // max(1, len(keys))) if self.max_similarities else len(queries)
+        mean = self.class_pooling == "mean"
         fused = use_fused(self.kernel, queries, keys, key_mask)
         log_odds = fused_label_log_odds if fused else label_log_odds
         if fused and longest_class is None:
             longest_class = len(keys)  # the kernels need none, so nothing is read back
         label_class = LabelClass.find(labels, offsets, longest_class)._replace(
-            query_ids=query_ids, key_ids=key_ids, exclude_own_key=self.exclude_own_key
+            query_ids=query_ids, key_ids=key_ids, exclude_own_key=self.exclude_own_key, mean=mean
         )
         needs_term = self.learn_temperature or query_ids is not None
 
         def sums(queries: Tensor, keys: Tensor, log_temperature: Tensor, part: slice) -> tuple[Tensor, ...]:
             """Return loss, the temperature's copy of it, and how many samples counted in each, of some queries."""
             mask = key_mask[part] if key_mask is not None and key_mask.ndim == 2 else key_mask
-            bias = key_bias(log_prior, offsets, len(keys), mask)
+            bias = key_bias(log_prior, offsets, len(keys), mask, mean)
             # log p_y s(z|y) - log sum over c != y of p_c s(z|c), of which the loss is -log sigmoid.
             odds, odds_without_own = log_odds(queries, keys, log_temperature, bias, label_class.rows(part))
             loss, counted = _summed(odds)
@@ -212,7 +220,7 @@ class GMLLoss(nn.Module):
         return (
             f"num_classes={self.class_counts.shape[0]}, temperature={self.temperature.item():.4g}, "
             f"learn_temperature={self.learn_temperature}, prior_strength={self.prior_strength}, "
-            f"exclude_own_key={self.exclude_own_key}"
+            f"exclude_own_key={self.exclude_own_key}, class_pooling={self.class_pooling!r}"
         )
 
 

@@ -33,6 +33,7 @@ class LabelClass(NamedTuple):
     query_ids: Tensor | None = None  # [B], -1 matches no key
     key_ids: Tensor | None = None  # [K]
     exclude_own_key: bool = False  # from the first log odds too
+    mean: bool = True  # the density is the mean over the keys that remain, not their sum
 
     @classmethod
     def find(cls, labels: Tensor, offsets: Tensor, longest: int | None = None) -> LabelClass:
@@ -51,7 +52,7 @@ class LabelClass(NamedTuple):
         return self._replace(start=self.start[chosen], end=self.end[chosen], query_ids=ids)
 
 
-def key_bias(log_prior: Tensor, offsets: Tensor, keys: int, mask: Tensor | None) -> Tensor:
+def key_bias(log_prior: Tensor, offsets: Tensor, keys: int, mask: Tensor | None, mean: bool = True) -> Tensor:
     """Return what is added to each key's logit: log of the class prior over the class's number of keys.
 
     Args:
@@ -59,6 +60,7 @@ def key_bias(log_prior: Tensor, offsets: Tensor, keys: int, mask: Tensor | None)
         offsets: int64 ``[C + 1]``.
         keys: K.
         mask: bool ``[K]`` or ``[B, K]``, True where a key counts.
+        mean: divide by the number of keys; if not, the bias is the log prior alone.
 
     Returns:
         ``[K]``, or ``[B, K]`` if the mask is; the lowest finite number, whose exponential is 0, for a key that
@@ -66,13 +68,14 @@ def key_bias(log_prior: Tensor, offsets: Tensor, keys: int, mask: Tensor | None)
     """
     lengths = offsets.diff()
     class_of_key = torch.arange(len(lengths), device=offsets.device).repeat_interleave(lengths, output_size=keys)
-    if mask is not None:
+    if mask is not None and mean:
         seen = torch.nn.functional.pad(mask.cumsum(-1), (1, 0))
         lengths = seen.index_select(-1, offsets).diff(dim=-1)
     nothing = torch.finfo(log_prior.dtype).min
-    bias = (log_prior - lengths.clamp(min=1).to(log_prior.dtype).log()).clamp_(min=nothing)
+    divisor = lengths.clamp(min=1).to(log_prior.dtype).log() if mean else torch.zeros_like(log_prior)
+    bias = (log_prior - divisor).clamp_(min=nothing)
     bias = bias.index_select(-1, class_of_key)
-    return bias if mask is None else bias.masked_fill_(~mask, nothing)
+    return bias if mask is None else bias.masked_fill(~mask, nothing)
 
 
 def label_log_odds(
@@ -81,7 +84,8 @@ def label_log_odds(
     """Return the log odds of the label, with and without the query's own keys.
 
     With logits ``x = queries @ keys.T / temperature + bias``, the odds are the sum of ``exp(x)`` over the label's class
-    against the sum over all other classes. Without own keys, the label's sum is rescaled to the keys that remain.
+    against the sum over all other classes. Without own keys, the label's sum is rescaled to the keys that remain (not
+    if ``label_class.mean`` is off).
 
     Args:
         queries: ``[B, D]`` unit vectors.
@@ -153,7 +157,7 @@ def _odds(logits: Tensor, label_class: LabelClass) -> tuple[Tensor, Tensor, Tens
     over the label's class as the first log odds see it, less that as the second do.
     """
     nothing = torch.finfo(logits.dtype).min
-    start, end, longest, query_ids, key_ids, exclude_own_key = label_class
+    start, end, longest, query_ids, key_ids, exclude_own_key, mean = label_class
     columns = start[:, None] + torch.arange(longest, device=start.device)
     inside = columns < end[:, None]
     # What is past the class names its last key again. An empty class names a stranger: that query has no odds.
@@ -168,7 +172,8 @@ def _odds(logits: Tensor, label_class: LabelClass) -> tuple[Tensor, Tensor, Tens
         others = label.masked_fill(own, nothing)
         counts = [(part > nothing / 2).sum(1).clamp_(min=1).to(rest.dtype) for part in (label, others)]
         other_target, other_weights, other_mass = _log_sum_exp_(others)
-        other_target = other_target + (counts[0] / counts[1]).log2_()
+        if mean:
+            other_target = other_target + (counts[0] / counts[1]).log2_()
         if exclude_own_key:
             target, label_weights, mass = other_target, other_weights, other_mass
         else:

@@ -96,9 +96,11 @@ class _FusedLabelLogOdds(torch.autograd.Function):
 
         scale = (-log_temperature).exp() / LN2
         bias = (bias / LN2).clamp_(min=torch.finfo(bias.dtype).min)
-        start, end, _, query_ids, key_ids, exclude_own_key = label_class
+        start, end, _, query_ids, key_ids, exclude_own_key, of_mean = label_class
         with_ids = query_ids is not None and key_ids is not None
-        given = (queries, keys, bias, start, end, query_ids if with_ids else start, key_ids if with_ids else start)
+        ids = (query_ids, key_ids) if query_ids is not None and key_ids is not None else (start, start)
+        # Kernels read one number after the other, so a column of a table must be copied out.
+        given = (queries, keys, bias, *(part.contiguous() for part in (start, end, *ids)))
         size, blocks, splits, keys_a_split = _grid(queries, keys)
         found = queries.new_empty((splits, 10, len(queries)), dtype=torch.float32)
         forward_kernel[blocks, splits](
@@ -112,7 +114,7 @@ class _FusedLabelLogOdds(torch.autograd.Function):
         if with_ids:
             normaliser_of_others, other_mean = _merged(parts[6], parts[7], parts[8])
             counts = [part.sum(0).clamp_(min=1) for part in (parts[5], parts[9])]
-            other_target = normaliser_of_others + (counts[0] / counts[1]).log2_()
+            other_target = normaliser_of_others + (counts[0] / counts[1]).log2_() if of_mean else normaliser_of_others
             if exclude_own_key:
                 target, normaliser = other_target, normaliser_of_others
             else:

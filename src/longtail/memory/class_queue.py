@@ -7,7 +7,7 @@ Ground-Truth Labels", section on class-wise queues and Eq. 6.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,24 @@ def queue_lengths(class_counts: Tensor | Sequence[int], capacity: int, min_per_c
     for c in by_remainder[: capacity - sum(lengths)]:
         lengths[c] += 1
     return torch.tensor(lengths, dtype=torch.int64)
+
+
+class QueueContent(NamedTuple):
+    """What a queue holds, class by class, as ``longtail.losses.GMLLoss`` reads it.
+
+    Attributes:
+        features: float32 ``[K, dim]``.
+        offsets: int64 ``[C + 1]``: class c holds ``offsets[c]:offsets[c + 1]``.
+        ids: int64 ``[K]``, -1 where unknown.
+        filled: bool ``[K]``.
+        longest: at least as many as any class holds, on the host.
+    """
+
+    features: Tensor
+    offsets: Tensor
+    ids: Tensor
+    filled: Tensor
+    longest: int
 
 
 class ClassQueue(nn.Module):
@@ -116,6 +134,10 @@ class ClassQueue(nn.Module):
         self.register_buffer("filled", torch.zeros(capacity, dtype=torch.bool))
         self.register_buffer("pointers", torch.zeros(self.num_classes, dtype=torch.int64))
 
+    def content(self) -> QueueContent:
+        """Return what the queue holds; the tensors are its own."""
+        return QueueContent(self.features, self.offsets, self.ids, self.filled, self.longest)
+
     def prime_plan(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Say which training image fills each slot.
 
@@ -158,25 +180,7 @@ class ClassQueue(nn.Module):
             ValueError: ``encode`` returned another shape.
         """
         indices, rounds = self.prime_plan(labels)
-        slots = torch.nonzero(indices >= 0).squeeze(1)
-        features = torch.zeros_like(self.features)
-        for start in range(0, len(slots), batch_size):
-            part = slots[start : start + batch_size]
-            encoded = encode(indices[part], rounds[part])
-            if encoded.shape != (len(part), self.dim):
-                raise ValueError(
-                    f"encode returned shape {list(encoded.shape)} for {len(part)} images, "
-                    f"expected [{len(part)}, {self.dim}]"
-                )
-            features[part] = encoded.to(features)
-            broken = ~torch.isfinite(features[part]).all(1)
-            if broken.any():
-                image = int(indices[part][broken][0])
-                raise UserError(
-                    f"the queue cannot be filled: the feature of training image {image} is not finite; "
-                    "check that image and the weights of the network that encodes it."
-                )
-        self.features.copy_(features)
+        self.features.copy_(primed(self.features, indices, rounds, encode, batch_size))
         self.ids.copy_(indices)
         self.filled.copy_(indices >= 0)
         self.pointers.zero_()
@@ -201,49 +205,18 @@ class ClassQueue(nn.Module):
                 it would wait for the device; such a row then counts as absent.
             ValueError: shapes do not fit.
         """
-        batch = labels.numel()
-        if features.shape != (batch, self.dim) or labels.ndim != 1 or (ids is not None and len(ids) != batch):
-            raise ValueError(
-                f"expected features [B, {self.dim}], labels [B] and ids [B], got {list(features.shape)}, "
-                f"{list(labels.shape)} and {None if ids is None else list(ids.shape)}"
-            )
-        if batch == 0:
+        features, labels, ids, present = arriving(self.features, self.num_classes, features, labels, ids)
+        if labels.numel() == 0:
             return
-        if labels.device.type == "cpu":
-            self._check_range(labels)
-        features, labels = features.detach().to(self.features), labels.to(self.labels)
-        ids = torch.full_like(labels, -1) if ids is None else ids.to(self.ids)
-
-        classes = self.num_classes
-        present = torch.isfinite(features).all(1) & (labels >= 0) & (labels < classes)
-        # Absent rows get the class number C, which sorts last; row 0 is thus absent only if all are.
-        by_class, order = torch.sort(torch.where(present, labels, classes), stable=True)
-        present = by_class < classes
-        owner = by_class.clamp(max=classes - 1)
-        edges = torch.searchsorted(by_class, torch.arange(classes + 2, device=labels.device))
-        arrivals = edges.diff()
-        row = torch.arange(batch, device=labels.device)
-        rank = row - edges[by_class]
-        length = self.lengths[owner]
-        slot = self.offsets[owner] + (self.pointers[owner] + rank) % length
-        # Rows of one class that are `length` apart share a slot. All of them write what the last one brings,
-        # so the outcome does not depend on the order in which a device performs duplicate writes.
-        winner = row + length * ((arrivals[by_class] - 1 - rank) // length)
-        # Absent rows repeat row 0's write; if row 0 is absent too, they write back what its slot holds.
-        slot = torch.where(present, slot, slot[0])
-        source = order[torch.where(present, winner, winner[0])]
-        some = present[0]
+        group = torch.where(present, labels, self.num_classes)
+        slot, source, some, pointers = ring_writes(group, self.offsets, self.lengths, self.pointers)
         self.features.index_copy_(0, slot, torch.where(some, features[source], self.features[slot]))
         self.ids.index_copy_(0, slot, torch.where(some, ids[source], self.ids[slot]))
         self.filled.index_copy_(0, slot, self.filled[slot] | some)
-        self.pointers.copy_((self.pointers + arrivals[:classes]) % self.lengths)
+        self.pointers.copy_(pointers)
 
     def _check_range(self, labels: Tensor) -> None:
-        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= self.num_classes):
-            raise UserError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}, but the queue was built for "
-                f"classes 0 to {self.num_classes - 1}; give class_counts one entry for every class."
-            )
+        check_range(labels, self.num_classes)
 
     def _load_from_state_dict(
         self,
@@ -270,3 +243,98 @@ class ClassQueue(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes, for ``print(queue)``."""
         return f"classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}"
+
+
+def check_range(labels: Tensor, num_classes: int) -> None:
+    """Raise :class:`UserError` if one of the labels names no class."""
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        raise UserError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, but the queue was built for "
+            f"classes 0 to {num_classes - 1}; give class_counts one entry for every class."
+        )
+
+
+def primed(
+    like: Tensor, indices: Tensor, rounds: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int
+) -> Tensor:
+    """Return the features of the images that a plan names, of the shape of ``like``; 0 where it names none (-1).
+
+    Raises:
+        UserError: a feature is not finite.
+        ValueError: ``encode`` returned another shape.
+    """
+    slots = torch.nonzero(indices >= 0).squeeze(1)
+    features = torch.zeros_like(like)
+    for start in range(0, len(slots), batch_size):
+        part = slots[start : start + batch_size]
+        encoded = encode(indices[part], rounds[part])
+        if encoded.shape != (len(part), like.shape[1]):
+            raise ValueError(
+                f"encode returned shape {list(encoded.shape)} for {len(part)} images, "
+                f"expected [{len(part)}, {like.shape[1]}]"
+            )
+        features[part] = encoded.to(features)
+        broken = ~torch.isfinite(features[part]).all(1)
+        if broken.any():
+            image = int(indices[part][broken][0])
+            raise UserError(
+                f"the queue cannot be filled: the feature of training image {image} is not finite; "
+                "check that image and the weights of the network that encodes it."
+            )
+    return features
+
+
+def arriving(
+    held: Tensor, num_classes: int, features: Tensor, labels: Tensor, ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a batch as a queue of features ``held [K, dim]`` takes it, and bool ``[B]``: which rows are fit to enter.
+
+    Raises:
+        UserError: a label on the CPU names no class.
+        ValueError: shapes do not fit.
+    """
+    batch = labels.numel()
+    if features.shape != (batch, held.shape[1]) or labels.ndim != 1 or (ids is not None and len(ids) != batch):
+        raise ValueError(
+            f"expected features [B, {held.shape[1]}], labels [B] and ids [B], got {list(features.shape)}, "
+            f"{list(labels.shape)} and {None if ids is None else list(ids.shape)}"
+        )
+    if labels.device.type == "cpu":
+        check_range(labels, num_classes)
+    features, labels = features.detach().to(held), labels.to(held.device, torch.int64)
+    ids = torch.full_like(labels, -1) if ids is None else ids.to(labels)
+    return features, labels, ids, torch.isfinite(features).all(1) & (labels >= 0) & (labels < num_classes)
+
+
+def ring_writes(
+    group: Tensor, offsets: Tensor, lengths: Tensor, pointers: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Say which slots of some ring buffers a batch writes.
+
+    Args:
+        group: the buffer of each row, int64 ``[B]``, B at least 1; the number of buffers G for a row that is absent.
+        offsets, lengths, pointers: first slot, slots and next slot of each buffer, int64 ``[G + 1], [G], [G]``.
+
+    Returns:
+        ``(slot [B], source [B], some, pointers [G])``: row ``source`` of the batch goes to ``slot``. A slot named twice
+        is written with the same row both times. ``some`` (bool, 0-d) is false if all rows are absent: then ``slot``
+        must be written with what it holds. The pointers are those after the batch.
+    """
+    buffers = len(lengths)
+    # Absent rows sort last; row 0 is thus absent only if all are.
+    by_group, order = torch.sort(group, stable=True)
+    present = by_group < buffers
+    owner = by_group.clamp(max=buffers - 1)
+    edges = torch.searchsorted(by_group, torch.arange(buffers + 2, device=group.device))
+    arrivals = edges.diff()
+    row = torch.arange(len(group), device=group.device)
+    rank = row - edges[by_group]
+    length = lengths[owner]
+    slot = offsets[owner] + (pointers[owner] + rank) % length
+    # Rows of one buffer that are `length` apart share a slot. All of them write what the last one brings,
+    # so the outcome does not depend on the order in which a device performs duplicate writes.
+    winner = row + length * ((arrivals[by_group] - 1 - rank) // length)
+    # Absent rows repeat row 0's write.
+    slot = torch.where(present, slot, slot[0])
+    source = order[torch.where(present, winner, winner[0])]
+    return slot, source, present[0], (pointers + arrivals[:buffers]) % lengths

@@ -25,10 +25,12 @@ from longtail.data.loading import Batch, free_memory
 from longtail.data.memory import available_bytes
 from longtail.errors import UserError
 from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
-from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher, TeacherCache
+from longtail.memory import ClassQueue, FifoQueue, FrozenTeacher, MomentumTeacher, TeacherCache
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
-from longtail.models import Classifier, CosineHead, ProjectionHead, build_encoder, feature_dim
+from longtail.methods.mixup import mixup
+from longtail.methods.ready import check_same_images
+from longtail.models import Classifier, CosineHead, ProjectionHead, UnitVectors, build_encoder, feature_dim
 
 CACHE_SHARE = 0.5
 """Of the free memory that cached features of a teacher may take."""
@@ -42,7 +44,7 @@ class GML(Method):
     own_options: ClassVar[tuple[str, ...]] = (
         *("views.", "queue.", "teacher."),
         *("loss.temperature", "loss.learn_temperature", "loss.prior_strength", "loss.exclude_own_key", "loss.scale"),
-        *("loss.classifier_weight", "loss.contrast_weight", "loss.distillation_", "loss.class_pooling"),
+        *("loss.classifier_weight", "loss.contrast_weight", "loss.distillation_", "loss.class_pooling", "loss.mixup"),
     )
     defaults: ClassVar[Mapping[str, Any]] = {"teacher.kind": "frozen"}
 
@@ -65,10 +67,10 @@ class GML(Method):
         self.teacher = self._build_teacher()
         key_dim = int(self.teacher.encoder.feature_dim)  # type: ignore[arg-type]
         query_dim = int(self.encoder.feature_dim)  # type: ignore[arg-type]
-        width = resolved(config.queue.projection_dim)
-        self.query_projection = ProjectionHead(query_dim, width)
-        self.key_projection = ProjectionHead(key_dim, width)
-        self.queue = ClassQueue(counts, resolved(config.queue.capacity), key_dim, resolved(config.queue.min_per_class))
+        width, project = resolved(config.queue.projection_dim), config.queue.project
+        self.query_projection = ProjectionHead(query_dim, width) if project else UnitVectors()
+        self.key_projection = ProjectionHead(key_dim, width) if project else UnitVectors()
+        self.queue = self._build_queue(key_dim)
         loss = config.loss
         self.classifier_loss = LogitAdjustedCrossEntropy(counts, loss.prior_strength)
         self.contrast_loss = GMLLoss(
@@ -77,12 +79,19 @@ class GML(Method):
             learn_temperature=loss.learn_temperature,
             prior_strength=loss.prior_strength,
             exclude_own_key=loss.exclude_own_key,
+            class_pooling=loss.class_pooling,
         )
         self.distillation_loss = DistillationLoss(loss.distillation_temperature)
         self.cache: TeacherCache | None = None
         if config.teacher.cache and self.contrasts:
             seed = derive_seed(config.seed, context.stage.name)
             self.cache = TeacherCache(len(context.train), config.teacher.cache, key_dim, seed)
+
+    def _build_queue(self, dim: int) -> ClassQueue | FifoQueue:
+        options, counts = self.context.config.queue, self.context.train.class_counts
+        if options.kind == "fifo":
+            return FifoQueue(counts, resolved(options.capacity), dim)
+        return ClassQueue(counts, resolved(options.capacity), dim, resolved(options.min_per_class))
 
     def _build_teacher(self) -> FrozenTeacher | MomentumTeacher:
         previous = self.context.previous
@@ -118,7 +127,10 @@ class GML(Method):
         if config.teacher.kind == "none":
             raise UserError("gml needs a teacher to fill its queue: --teacher.kind frozen or momentum.")
         capacity = resolved(config.queue.capacity)
-        queue_lengths(train.class_counts, capacity, resolved(config.queue.min_per_class))
+        if config.queue.kind == "class_wise":
+            queue_lengths(train.class_counts, capacity, resolved(config.queue.min_per_class))
+        if not config.queue.project:
+            check_same_width(config, train)
         if capacity > 1000 * len(train):
             raise UserError(
                 f"--queue.capacity {capacity} is over 1000 slots for each of the {len(train)} training images; "
@@ -182,26 +194,28 @@ class GML(Method):
         """L_cls + L_GML (+ distillation), weighted."""
         size = len(batch.labels)
         # One pass for both views: their BatchNorm statistics are joint, as in the authors' release.
-        views = [batch.views["classifier"], *([batch.views["query"]] if self.contrasts else [])]
+        mixed = mixup(batch.views["classifier"], batch.labels, self.options.mixup)
+        views = [mixed.images, *([batch.views["query"]] if self.contrasts else [])]
         features = self.encoder(torch.cat(views))
         logits = self.head(features[:size])
-        losses = {"classifier": self.options.classifier_weight * self.classifier_loss(logits, batch.labels)}
+        losses = {"classifier": self.options.classifier_weight * mixed.loss(self.classifier_loss, logits)}
         if self.contrasts:
             queries = self.query_projection(features[size:])
             # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
-            keys = self.key_projection(self.queue.features)
+            queue = self.queue.content()
+            keys = self.key_projection(queue.features)
             losses["gml"] = resolved(self.options.contrast_weight) * self.contrast_loss(
                 queries,
                 batch.labels,
                 keys,
-                self.queue.offsets,
+                queue.offsets,
                 query_ids=batch.ids,
-                key_ids=self.queue.ids,
-                key_mask=self.queue.filled,
-                longest_class=self.queue.longest,
+                key_ids=queue.ids,
+                key_mask=queue.filled,
+                longest_class=queue.longest,
             )
         if self.options.distillation_weight:
-            teacher_logits = self.teacher.logits(batch.views["classifier"])
+            teacher_logits = self.teacher.logits(mixed.images)
             losses["distillation"] = self.options.distillation_weight * self.distillation_loss(logits, teacher_logits)
         return losses
 
@@ -229,6 +243,25 @@ def with_teacher(config: TrainConfig, student: Stage) -> list[Stage]:
     return [Stage("teacher", "logit_adjustment", backbone, epochs, weights=weights, sampler="instance"), student]
 
 
+def check_same_width(config: TrainConfig, train: LabelledImages) -> None:
+    """Raise :class:`UserError` unless features of student and teacher can be compared as they are."""
+    if config.teacher.kind == "momentum":
+        return
+    teacher = (
+        config.teacher.backbone if config.teacher.run is None else Classifier.load(config.teacher.run).spec["encoder"]
+    )
+    with torch.device("meta"):
+        widths = [
+            feature_dim(build_encoder(str(name), train.channels, train.image_size))
+            for name in (config.backbone, teacher)
+        ]
+    if widths[0] != widths[1]:
+        raise UserError(
+            f"--queue.project false compares features as they are, but {config.backbone} gives {widths[0]} of them and "
+            f"the teacher's {teacher} {widths[1]}; leave it out, or give both the same encoder."
+        )
+
+
 def check_cache(config: TrainConfig, train: LabelledImages) -> None:
     """Raise :class:`UserError` if the features that ``--teacher.cache`` keeps do not fit into memory."""
     with torch.device("meta"):
@@ -245,22 +278,7 @@ def check_cache(config: TrainConfig, train: LabelledImages) -> None:
 
 def check_teacher(teacher: Classifier, config: TrainConfig, train: LabelledImages) -> None:
     """Raise :class:`UserError` unless ``teacher`` knows the classes and images of ``train``."""
-    if teacher.class_names != train.class_names:
-        raise UserError("the teacher's classes are not those of the training data; train it on the same classes.")
-    had, has = (teacher.spec["in_channels"], teacher.image_size), (train.channels, train.image_size)
-    if had != has:
-        raise UserError(
-            f"the teacher was trained on {had[0]}-channel images of {had[1]}, the data has {has[0]} channels and "
-            f"{has[1]}; train it on the same data."
-        )
-    if config.source.mean is not None and config.source.std is not None:
-        own = torch.tensor([config.source.mean, config.source.std])
-        if not torch.allclose(torch.stack([teacher.mean, teacher.std]).cpu(), own, atol=1e-3):
-            raise UserError(
-                f"the teacher was trained on images normalised by mean {teacher.mean.tolist()} and std "
-                f"{teacher.std.tolist()}, this run normalises by {config.source.mean} and {config.source.std}; "
-                "give the teacher's with --source.mean and --source.std."
-            )
+    check_same_images("teacher", teacher, config, train)
     if config.loss.distillation_weight and not isinstance(teacher.head, CosineHead):
         raise UserError(
             "distillation compares cosine logits, but the teacher has a linear head; use a teacher trained with "

@@ -5,8 +5,9 @@ wanted share of cases; a shortlist holds every class below that threshold.
 
 Sources: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005 (split and Mondrian conformal
 prediction); Sadinle, Lei and Wasserman, "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", JASA 2019
-(the score 1 - p, whose sets are smallest); Podkopaev and Ramdas, "Distribution-free uncertainty quantification for
-classification under label shift", UAI 2021 (weights for another class prior); Ding, Fermanian and Salmon, "Conformal
+(the score 1 - p, whose sets are smallest; here -p, the same order without its rounding near 1); Podkopaev and
+Ramdas, "Distribution-free uncertainty quantification for classification under label shift", UAI 2021 (weights for
+another class prior); Ding, Fermanian and Salmon, "Conformal
 Prediction for Long-Tailed Classification", ICLR 2026 (prevalence-adjusted softmax, macro-coverage).
 """
 
@@ -44,7 +45,7 @@ def conformal_scores(probabilities: Tensor, prevalence: Tensor | None = None) ->
 
     Args:
         probabilities: ``[N, C]``, p(class | image).
-        prevalence: ``[C]``, the class prior under which ``probabilities`` hold; None for the score 1 - p. With it the
+        prevalence: ``[C]``, the class prior under which ``probabilities`` hold; None for the score -p. With it the
             score is -p / prevalence (prevalence-adjusted softmax): the sets that are smallest, under that prior, for
             their mean coverage over classes. Zeros: see :func:`~longtail.metrics.inputs.zeros_as_rarest`.
     """
@@ -52,7 +53,7 @@ def conformal_scores(probabilities: Tensor, prevalence: Tensor | None = None) ->
     if values.ndim != 2:
         raise ValueError(f"probabilities must have the shape [N, C], got {list(values.shape)}.")
     if prevalence is None:
-        return 1 - values
+        return -values
     known = checked_class_vector(prevalence, values.shape[1], "prevalence")
     return -values / zeros_as_rarest(known, "prevalence")
 
@@ -99,6 +100,9 @@ def conformal_thresholds(
     order = order[group[labels[order]].argsort(stable=True)]
     scores, labels = scores[order], labels[order]
     edges = torch.searchsorted(group[labels], torch.arange(int(group.max()) + 2))
+    # A group sees its own weights alone: brought to one size, a rare group's are not lost in the sum of the others.
+    largest = weight.new_zeros(int(group.max()) + 1).scatter_reduce(0, group, weight, "amax")[group]
+    weight = weight / torch.where(largest > 0, largest, 1.0)
     # One running sum over all groups, which serves any number of them; what came before a group is taken off.
     reached = torch.cat([weight.new_zeros(1), weight[labels].cumsum(0)])
     start, end = edges[group], edges[group + 1]

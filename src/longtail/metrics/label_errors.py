@@ -46,8 +46,10 @@ def label_errors(logits: Tensor, labels: Tensor) -> LabelErrors:
 
     An image counts as confidently of class j if its probability of j is at least the mean probability of j over the
     images labelled j (of several such classes, the most probable): a threshold for each class, so that a model that is
-    less sure of rare classes does not make suspects of all their images (Eq. 1 and 2). Rows of that count are scaled to
-    the number of images with the label (Eq. 3), which gives ``expected``. The C x C matrix itself is never made.
+    less sure of rare classes does not make suspects of all their images (Eq. 1 and 2). Here the threshold is 1 / C at
+    least: of a class that a model never names, a mean near 0 would make every image confident. Rows of that count are
+    scaled to the number of images with the label (Eq. 3), which gives ``expected``. The C x C matrix itself is never
+    made.
 
     Args:
         logits: ``[N, C]``, from models that had not seen the images.
@@ -67,7 +69,7 @@ def label_errors(logits: Tensor, labels: Tensor) -> LabelErrors:
     images = torch.bincount(labels, minlength=classes).double()
     # A class without an image has no threshold: nothing is confidently of it.
     thresholds = torch.zeros(classes).double().index_add(0, labels, own) / images
-    thresholds = torch.where(images > 0, thresholds, torch.inf)
+    thresholds = torch.where(images > 0, thresholds.clamp(min=1 / classes), torch.inf)
     confident, meant = torch.empty(count, dtype=torch.bool), torch.empty(count).long()
     for rows, block in row_blocks(logits):
         probabilities = block.softmax(1)

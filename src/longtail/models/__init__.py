@@ -3,7 +3,7 @@
 from longtail.models.cifar_resnet import CifarResNet
 from longtail.models.classifier import Classifier, Prior, build_classifier
 from longtail.models.encoders import build_encoder, encoder_defaults, encoder_names, feature_dim
-from longtail.models.heads import CosineHead, LinearHead, ProjectionHead, build_head, unit_vectors
+from longtail.models.heads import CosineHead, LinearHead, ProjectionHead, UnitVectors, build_head, unit_vectors
 from longtail.models.pretrained import choose_weights, load_weights
 from longtail.models.small import SmallNet
 from longtail.models.timm_encoder import EncoderDefaults
@@ -17,6 +17,7 @@ __all__ = [
     "Prior",
     "ProjectionHead",
     "SmallNet",
+    "UnitVectors",
     "build_classifier",
     "build_encoder",
     "build_head",

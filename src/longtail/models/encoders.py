@@ -91,7 +91,12 @@ def _check_name(name: str) -> None:
         return
     known = [*_ENCODERS, *timm_names(), *(timm_names(architecture_of(name)) if "." in name else [])]
     longer = [candidate for candidate in known if name and candidate.startswith(name)]
-    near = difflib.get_close_matches(name, longer, cutoff=0.0) or difflib.get_close_matches(name, known, cutoff=0.5)
+    ours = [candidate for candidate in _ENCODERS if name and candidate.endswith(name)]
+    near = (
+        ours
+        or difflib.get_close_matches(name, longer, cutoff=0.0)
+        or difflib.get_close_matches(name, known, cutoff=0.5)
+    )
     # timm's list is too long to be shown.
     hint = f"known: {', '.join(_ENCODERS)}, and every model name of timm."
     if near:

@@ -99,6 +99,14 @@ class ProjectionHead(nn.Module):
         return unit_vectors(self.layers(features))
 
 
+class UnitVectors(nn.Module):
+    """L2 normalisation alone, where features are compared without a projection: ``[B, D] -> [B, D]``."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the rows of features ``[B, D]`` at length 1 (see :func:`unit_vectors`)."""
+        return unit_vectors(features)
+
+
 def build_head(name: str, dim: int, num_classes: int, scale: float = 30.0) -> nn.Module:
     """Return a new classification head: ``"cosine"`` (which alone uses ``scale``) or ``"linear"``.
 

@@ -106,7 +106,8 @@ def find_runs(words: Sequence[str]) -> tuple[list[ComparedRun], list[str]]:
     """Read the runs that folders and globs name, each once.
 
     Returns:
-        The runs, and a note for each folder that a glob found and that is no finished run.
+        The runs, and a note for each folder that a glob found and that is left out: it is no finished run, or has
+        options and seed of an earlier one.
 
     Raises:
         UserError: a folder that was named is no finished run, a glob finds none, or a file is cut off.
@@ -123,9 +124,19 @@ def find_runs(words: Sequence[str]) -> tuple[list[ComparedRun], list[str]]:
             raise UserError(f"{word} matches no finished run.")
         notes += [f"left out: {path} is no finished run." for path in left_out]
         for path in found:
-            if path not in left_out and path.resolve() not in runs:
-                runs[path.resolve()] = read_run(path)
+            if path in left_out or path.resolve() in runs:
+                continue
+            run = read_run(path)
+            twin = None if named else next((other for other in runs.values() if _twins(run, other)), None)
+            if twin is None:
+                runs[path.resolve()] = run
+            else:
+                notes.append(f"left out: {path} has the same options and the same seed as {twin.path}.")
     return list(runs.values()), notes
+
+
+def _twins(one: ComparedRun, other: ComparedRun) -> bool:
+    return one.options == other.options and one.seed == other.seed
 
 
 def read_run(path: Path) -> ComparedRun:
@@ -161,7 +172,7 @@ def group_by_seed(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
         if home is None:
             alike.append([run])
             continue
-        twin = next((other for other in home if other.seed == run.seed), None)
+        twin = next((other for other in home if _twins(run, other)), None)
         if twin is not None:
             raise UserError(
                 f"{twin.path} and {run.path} have the same options and the same seed; leave one of them out."

@@ -74,9 +74,10 @@ def _contradictions(figures: Figures) -> list[str]:
     found = []
     exact, near = figures["exact_duplicates"], figures["near_duplicates"]
     if exact["conflicting"]["groups"]:
+        first = _first(exact["listed"], lambda images: len({i["class"] for i in images}) > 1)
         found.append(
             f"{counted(exact['conflicting']['groups'], 'image')} (equal pixels) lie under more than one class (first: "
-            f"{_first(exact['listed'], lambda images: len({i['class'] for i in images}) > 1)}): one label is wrong."
+            f"{first}): they cannot both be right."
         )
     if near and near["conflicting"]["pairs"]:
         lists = [entry["images"] for entry in near["listed"]]
@@ -113,13 +114,14 @@ def _tests(figures: Figures) -> list[str]:
             f"{counted(single, 'class has', 'classes have')} a single image: it can be trained on, not tested."
         )
     if without:
-        found.append(f"{without} of {classes} classes have no test image: nothing can be said of their accuracy.")
+        have, their = ("has", "its") if without == 1 else ("have", "their")
+        found.append(f"{without} of {classes} classes {have} no test image: nothing can be said of {their} accuracy.")
     if few:
         held_out = (figures["test_split"] or "").startswith("held out")
         advice = " --folds 5 tests every image once." if held_out else ""
         found.append(
-            f"{few} of {classes} classes have fewer than {FEW_TEST_IMAGES} test images: their accuracy is a rough "
-            f"guess.{advice}"
+            f"{few} of {classes} classes {'has' if few == 1 else 'have'} fewer than {FEW_TEST_IMAGES} test images: "
+            f"accuracy there is a rough guess.{advice}"
         )
     return found
 

@@ -35,7 +35,26 @@ from longtail.training.run_folder import read_config, read_environment
 from . import charts
 
 ROWS_A_PAGE = 100
-METHODS = {"gml": "GML", "logit_adjustment": "logit adjustment", "cross_entropy": "cross entropy"}
+METHODS = {
+    "cross_entropy": "cross entropy",
+    "infonce": "InfoNCE",
+    "focal": "focal loss",
+    "class_balanced": "class-balanced loss",
+    "ldam": "LDAM",
+    "ldam_drw": "LDAM-DRW",
+    "logit_adjustment": "logit adjustment",
+    "balanced_softmax": "balanced softmax",
+    "crt": "classifier re-training",
+    "lws": "learnable weight scaling",
+    "tau_norm": "tau-normalised classifier",
+    "ncm": "nearest class mean",
+    "supcon": "SupCon",
+    "supcon_la": "SupCon + logit adjustment",
+    "paco": "PaCo",
+    "bcl": "BCL",
+    "proco": "ProCo",
+    "gml": "GML",
+}
 OVER_FOLDS = {
     "top1": "Top-1",
     "balanced_accuracy": "Balanced",

@@ -71,6 +71,15 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def told_apart(values: Sequence[float], label: Callable[[float], str]) -> list[str]:
+    """Return the labels of different ``values``, with as many figures as tell them apart where ``label`` does not."""
+    words = [label(value) for value in values]
+    digits = 5
+    while len(set(words)) < len(words) and digits < 16:
+        words, digits = [f"{value:.{digits}g}" for value in values], digits + 1
+    return words
+
+
 class Plot:
     """An SVG in the making, with axes at the left and below.
 
@@ -95,9 +104,9 @@ class Plot:
 
     def axes(self, x: Scale | None, y: Scale, label: Callable[[float], str] = number, x_title: str = "") -> None:
         """Draw grid lines and tick labels; ``label`` words the ticks of y."""
-        for tick in y.ticks():
+        for tick, words in zip(y.ticks(), told_apart(y.ticks(), label), strict=True):
             self.add('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>', self.left, y(tick), self.right)
-            self.add('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>', self.left - 6, y(tick) + 4, label(tick))
+            self.add('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>', self.left - 6, y(tick) + 4, words)
         for tick, at in [] if x is None else [(tick, x(tick)) for tick in x.ticks()]:
             self.add('<text class="mid" x="{:.1f}" y="{:.1f}">{}</text>', at, self.bottom + 17, number(tick))
         self.add('<path class="axis" d="M{:.1f} {:.1f}H{:.1f}"/>', self.left, self.bottom, self.right)

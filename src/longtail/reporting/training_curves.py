@@ -9,12 +9,21 @@ from longtail.reporting.charts import curve_chart
 
 LOSSES = {
     "classifier": "Classifier loss",
+    "rebalanced": "Rebalanced classifier loss",
+    "focal": "Focal loss",
+    "ldam": "LDAM loss",
     "gml": "GML contrast loss",
+    "infonce": "InfoNCE loss",
+    "supcon": "Supervised contrast loss",
+    "bcl": "Balanced contrast loss",
+    "paco": "PaCo loss",
+    "proco": "ProCo contrast loss",
     "distillation": "Distillation loss",
 }
 READINGS = {
     "lr": "Learning rate",
     "temperature": "Contrast temperature",
+    "concentration": "Mean concentration of the classes",
     "bits": "Label information, bits",
     "test_top1": "Test top-1",
     "test_balanced_accuracy": "Test balanced accuracy",

@@ -31,6 +31,7 @@ from longtail.metrics import (
 )
 from longtail.metrics.inputs import row_blocks
 from longtail.metrics.post_hoc import is_uniform
+from longtail.metrics.temperature import HIGHEST
 from longtail.models import Classifier
 from longtail.training.evaluation import Evaluation, collect_logits
 
@@ -175,6 +176,8 @@ def validation_notes(folder: Path) -> list[str]:
         f"temperature {calibration['temperature']:.3g} fitted on {images}: calibration error there "
         f"{100 * before:.1f} % without, {100 * after:.1f} % with it."
     )
+    if calibration["temperature"] >= HIGHEST:
+        notes.append("that is the highest temperature there is: the model knows next to nothing of those images.")
     return notes
 
 

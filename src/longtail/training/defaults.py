@@ -17,7 +17,7 @@ from torch import nn
 
 from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
 from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
-from longtail.data.views import build_view
+from longtail.data.views import check_recipe
 from longtail.errors import UserError
 from longtail.methods import get_method, is_read
 from longtail.models import Classifier, EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
@@ -83,7 +83,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         raise UserError("--batch_size must be 2 or more: batch normalisation needs more than one image.")
     for view in ("classifier", "query", "key"):
         fitting = data.views or ("tiny" if tiny else "light" if not photos else _PHOTO_VIEWS[view])
-        build_view(choose(f"views.{view}", fitting), data.mean or (0.5,) * 3, data.std or (1.0,) * 3)
+        check_recipe(choose(f"views.{view}", fitting), f"--views.{view}")
     # Without batch normalisation (transformers, ConvNeXt) plain SGD at these rates does not train.
     has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
     adamw = choose("optimiser.name", "sgd" if has_norm else "adamw") == "adamw"
@@ -223,7 +223,10 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     size = (side, side) if side is not None else data.train.image_size
     chosen: dict[str, Any] = {}
     notes: list[str] = []
-    chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
+    if config.decoupled.run is not None and is_read(config.method, "decoupled.run"):
+        chosen["pretrained"], note = config.pretrained or "none", None  # the encoder is that run's
+    else:
+        chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
     notes += [note] if note else []
     trains_teacher = _trains_teacher(config)
     same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
@@ -292,7 +295,7 @@ def describe(config: TrainConfig, given: set[str]) -> str:
     """Return one line with the options that were chosen from the data (those not in ``given``)."""
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
     keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
-    keys += ["views.classifier"]
+    keys += ["views.classifier"] + (["sampler"] if config.sampler != "instance" else [])
     keys += ["teacher.backbone", "teacher.epochs"] if _trains_teacher(config) else []
     own = ("decoupled.epochs", "queue.capacity", "queue.min_per_class", "loss.temperature")
     keys += [key for key in own if is_read(config.method, key)]

@@ -40,6 +40,11 @@ class NormStatistics:
         if self._live:
             torch._foreach_copy_(self._kept, self._live)
 
+    def undo(self) -> None:
+        """Put the remembered values back."""
+        if self._live:
+            torch._foreach_copy_(self._live, self._kept)
+
     def restore(self, where: Tensor) -> None:
         """Put the remembered values back if ``where`` (bool, 0-d) is true, without reading it from a device."""
         if where.device.type != "cpu" or where:  # on the host reading costs nothing, and copying does

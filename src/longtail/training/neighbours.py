@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from longtail.models import Classifier
-from longtail.models.heads import unit_vectors
+from longtail.models import Classifier, ProjectionHead, feature_dim, unit_vectors
 from longtail.training.checkpoint import CheckpointFolder, load_module, part
 
 _QUEUE = "method.queue"
@@ -23,7 +22,7 @@ class Keys:
     Attributes:
         features: unit vectors ``[K, D]``.
         ids: positions in the training set, int64 ``[K]``.
-        encoder: the teacher's, normalised images to features ``[B, D]``.
+        encoder: the teacher's, normalised images to features ``[B, D]``, as the keys are.
     """
 
     features: Tensor
@@ -48,7 +47,13 @@ def read_keys(folder: Path, classifier: Classifier) -> Keys | str:
         encoder = Classifier.load(folder / "teacher").encoder
     else:  # a momentum teacher: it has the student's form, and its weights lie in the state only
         encoder = copy.deepcopy(classifier.encoder)
-        load_module(encoder, part(restored[0], "method.teacher.encoder"), f"the state in {folder / 'resume'}")
+        where = f"the state in {folder / 'resume'}"
+        load_module(encoder, part(restored[0], "method.teacher.encoder"), where)
+        head = part(restored[0], "method.teacher.head")
+        if any(name.startswith("layers.") for name in head):  # a projection: the keys are what it makes of features
+            projection = ProjectionHead(feature_dim(encoder), queue["features"].shape[1])
+            load_module(projection, head, where)
+            encoder = nn.Sequential(encoder, projection)
     return Keys(unit_vectors(queue["features"][known]), queue["ids"][known], encoder.eval())
 
 

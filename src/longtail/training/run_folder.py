@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -72,13 +73,12 @@ class RunFolder:
             raise
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
-        # Without a config.yaml nothing here is ours but the lock: folders of the same names may be the user's.
-        foreign = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and not _LEFTOVER.match(p.name))
-        check_free(self.path, resume, overwrite)
-        if foreign and not self.holds_run:
-            if not self._had_lock:
+        try:
+            check_free(self.path, resume, overwrite)
+        except UserError:
+            if not self._had_lock and not self.holds_run:
                 self.path.joinpath(".lock").unlink(missing_ok=True)
-            raise UserError(f"{self.path} is not empty and holds no run (it has {foreign[0]}); choose another --out.")
+            raise
         for leftover in self.path.iterdir():  # of a killed process; the lock says that none is alive
             if _LEFTOVER.match(leftover.name):
                 leftover.unlink(missing_ok=True)
@@ -113,8 +113,24 @@ class RunFolder:
 
 
 def check_free(path: Path, resume: bool, overwrite: bool) -> None:
-    """Raise :class:`UserError` if ``path`` holds a run that was not asked to go on or to go away."""
-    if (path / "config.yaml").exists() and not (resume or overwrite):
+    """Raise :class:`UserError` unless a run may be written to ``path``.
+
+    It may hold a run only if that was asked to go on or to go away, and nothing else.
+    """
+    try:
+        above = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "File exists" if above == path else f"{above} is not a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"Permission denied in {above}")
+        found = sorted(p.name for p in path.iterdir()) if above == path else []
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror}.") from None
+    # Without a config.yaml nothing there is ours but the lock: folders of the same names may be the user's.
+    foreign = [name for name in found if name != ".lock" and not _LEFTOVER.match(name)]
+    if foreign and "config.yaml" not in foreign:
+        raise UserError(f"{path} is not empty and holds no run (it has {foreign[0]}); choose another --out.")
+    if "config.yaml" in found and not (resume or overwrite):
         raise UserError(
             f"{path} already holds a run; add --resume to go on with it, --overwrite to start anew, or choose another "
             "--out."

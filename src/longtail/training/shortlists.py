@@ -37,7 +37,7 @@ class Shortlist:
     Attributes:
         kind: ``"marginal"``, ``"class"`` or ``"prevalence"``.
         shift: ``[C]``, added to the logits before their softmax is scored.
-        prevalence: ``[C]``, see :func:`longtail.metrics.conformal_scores`; None for the score 1 - p.
+        prevalence: ``[C]``, see :func:`longtail.metrics.conformal_scores`; None for the score -p.
         thresholds: ``[C]``, see :func:`longtail.metrics.conformal_thresholds`.
         possible: bool ``[C]``, classes that may occur.
         notes: sentences on classes with too few validation images.
@@ -96,7 +96,7 @@ def calibrate_shortlist(
 ) -> Shortlist:
     """Return the shortlists that hold the right class with probability ``coverage``.
 
-    ``"marginal"``: of all images; the score is 1 - p. ``"class"``: of the images of each class, classes with too few
+    ``"marginal"``: of all images; the score is -p. ``"class"``: of the images of each class, classes with too few
     validation images taken together; the same score. ``"prevalence"``: of all images, with the prevalence-adjusted
     score, which spreads the misses over the classes.
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from longtail.data.loading import Batch
 from longtail.methods import Method
@@ -30,6 +30,7 @@ class TrainingStep:
         device: where the training runs.
         bfloat16: run the networks under autocast.
         clip_norm: largest L2 norm of the gradient; None = no clipping.
+        sharpness: radius of sharpness-aware steps; 0 = plain steps.
         first: number of the first step, 0-based.
 
     Attributes:
@@ -45,12 +46,14 @@ class TrainingStep:
         device: torch.device,
         bfloat16: bool = False,
         clip_norm: float | None = None,
+        sharpness: float = 0.0,
         first: int = 0,
     ) -> None:
         self.method, self.optimiser, self.average = method, optimiser, average
-        self.device, self.bfloat16, self.clip_norm = device, bfloat16, clip_norm
+        self.device, self.bfloat16, self.clip_norm, self.sharpness = device, bfloat16, clip_norm, sharpness
         self.sums, self.guard = EpochSums(), StepGuard(first, device)
         self._statistics = NormStatistics(method, device)
+        self._first_pass = NormStatistics(method, device) if sharpness else None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision that the networks run in."""
@@ -67,9 +70,12 @@ class TrainingStep:
         with self.autocast():
             self.method.update_memory(batch)
             losses = self.method(batch, progress)
+        readings = self.method.readings()
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
-        trained = [p for p in self.method.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        trained, norm = self._gradient()
+        if self._first_pass is not None:
+            self._from_the_worst_place_near(batch, progress, trained, norm, self._first_pass)
+            trained, norm = self._gradient()
         bad = self.guard.judge(losses, self._statistics.size(), norm)
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
@@ -77,4 +83,31 @@ class TrainingStep:
         self._statistics.restore(bad)
         if self.average is not None:
             self.average.update(bad)
-        self.sums.add({**losses, **self.method.readings()}, bad)
+        self.sums.add({**losses, **readings}, bad)
+
+    def _gradient(self) -> tuple[list[nn.Parameter], Tensor]:
+        """Return the parameters that have a gradient, and the L2 norm of all of it."""
+        trained = [p for p in self.method.parameters() if p.grad is not None]
+        return trained, nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+
+    @torch.no_grad()
+    def _from_the_worst_place_near(
+        self, batch: Batch, progress: float, trained: list[nn.Parameter], norm: Tensor, first_pass: NormStatistics
+    ) -> None:
+        """Replace the gradient by that at the weights moved along it by the radius.
+
+        Foret et al., "Sharpness-Aware Minimization", ICLR 2021, Eq. 2 and Algorithm 1. What the log shows is the first
+        pass, and only that enters the statistics of batch normalisation.
+        """
+        first_pass.keep()
+        values = [p.detach() for p in trained]
+        kept = [value.clone() for value in values]
+        gradient = [p.grad for p in trained if p.grad is not None]
+        torch._foreach_add_(values, torch._foreach_mul(gradient, self.sharpness / (norm + 1e-12)))
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            with self.autocast():
+                losses = self.method(batch, progress)
+            torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        torch._foreach_copy_(values, kept)
+        first_pass.undo()

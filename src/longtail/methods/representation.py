@@ -1,0 +1,118 @@
+"""Two stages that contrastive pre-training shares: a representation from two views, then a classifier on it.
+
+query view  > encoder > projection --+
+key view    > encoder > projection --+--> contrast          (stage "representation": the encoder learns)
+classifier view > encoder, frozen > head > cross entropy    (stage "classifier": the head alone learns)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from longtail.config import TrainConfig, resolved
+from longtail.data import LabelledImages
+from longtail.data.loading import Batch
+from longtail.losses import LogitAdjustedCrossEntropy
+from longtail.methods.base import Method, MethodContext, Stage
+from longtail.methods.decoupled import Decoupled
+from longtail.methods.ready import ready_representation
+from longtail.metrics import label_entropy_bits
+from longtail.models import Classifier, ProjectionHead, feature_dim
+
+
+class Representation(Method):
+    """An encoder that learns by the contrast of two views; what a method adds is the contrast.
+
+    The classifier's stage has the same registered name: it is the one that takes a representation.
+    """
+
+    passes = 2.0
+    classifies = False
+    contrast: ClassVar[str]
+    head_kind: ClassVar[str] = "linear"
+    own_options: ClassVar[tuple[str, ...]] = (
+        *("views.", "loss.temperature", "queue.projection_dim", "decoupled.run", "decoupled.epochs"),
+    )
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__()
+        self.context, self.sampler = context, context.sampler
+        self.views = {name: resolved(getattr(context.config.views, name)) for name in ("query", "key")}
+        self.encoder = context.build_encoder()
+        # Not trained; it only makes the representation a model that can be kept and loaded as any other.
+        self.head = context.build_head(self.encoder, self.head_kind).requires_grad_(False)
+        self.projection = ProjectionHead(feature_dim(self.encoder), resolved(context.config.queue.projection_dim))
+
+    @classmethod
+    def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
+        """The representation, unless a finished run stands for it, and the classifier on it."""
+        backbone, own = resolved(config.backbone), config.decoupled
+        classifier = Stage("classifier", name, backbone, resolved(own.epochs), takes="representation", ready=own.run)
+        if own.run:
+            return [classifier]
+        weights = config.pretrained or "none"
+        epochs = resolved(config.epochs)
+        return [Stage("representation", name, backbone, epochs, weights=weights, sampler="instance"), classifier]
+
+    @classmethod
+    def build(cls, context: MethodContext) -> Method:
+        """Build the representation, or the classifier for the stage that takes one."""
+        if context.stage.takes is None:
+            return cls(context)
+        return FrozenEncoderClassifier(context, cls.head_kind, cls.classifier_prior(context.config))
+
+    @classmethod
+    def classifier_prior(cls, config: TrainConfig) -> float:
+        """Return how strongly log p(c) is added to the classifier's logits while it is trained."""
+        return 0.0
+
+    @classmethod
+    def check(cls, config: TrainConfig, train: LabelledImages) -> None:
+        """A ready representation must be of the same encoder and take the same images."""
+        if config.decoupled.run is not None:
+            ready_representation(config, train)
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The contrast of both views, which go through the encoder in one pass."""
+        projected = self.projection(self.encoder(torch.cat([batch.views["query"], batch.views["key"]])))
+        return {self.contrast: self.contrasted(projected, batch)}
+
+    def contrasted(self, projected: Tensor, batch: Batch) -> Tensor:
+        """Return the scalar loss of ``projected [2B, D]``: the query views, then the key views."""
+        raise TypeError(f"{type(self).__name__} does not say what it contrasts")
+
+    def classifier(self) -> Classifier:
+        """The encoder, below a head that nothing has trained."""
+        return self.context.build_classifier(self.encoder, self.head, 0.0)
+
+
+class FrozenEncoderClassifier(Decoupled):
+    """A classifier trained on the features of an encoder that stays as it is (linear evaluation)."""
+
+    # Forward only, and no gradient but the head's.
+    passes = 1 / 3
+
+    def __init__(self, context: MethodContext, head_kind: str, prior_strength: float) -> None:
+        super().__init__(context, head_kind)
+        self.prior_strength = prior_strength
+        self.loss = LogitAdjustedCrossEntropy(context.train.class_counts, prior_strength)
+        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
+        self._bits: Tensor | None = None
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Cross entropy of the classifier view, logit-adjusted if there is a prior."""
+        loss = self.loss(self.head(self.features(batch.views["classifier"])), batch.labels)
+        self._bits = self.entropy - loss.detach() / math.log(2)
+        return {"classifier": loss}
+
+    def readings(self) -> dict[str, Tensor]:
+        """Bits of label information on the training batch: H(Y) - L, optimistic because the batch is trained on."""
+        return {} if self._bits is None else {"bits": self._bits}
+
+    def classifier(self) -> Classifier:
+        """Frozen encoder and head; the projection stayed behind."""
+        return self.context.build_classifier(self.encoder, self.head, self.prior_strength)

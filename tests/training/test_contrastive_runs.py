@@ -1,0 +1,86 @@
+"""Whole runs of the contrastive methods: stopped in each stage and resumed to the same bytes, then used."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+import longtail
+from longtail.config import replace_options
+from longtail.methods import get_method
+from longtail.methods.representation import FrozenEncoderClassifier
+from longtail.models import Classifier
+from longtail.training.guard import Interrupted
+from longtail.training.progress import ProgressReporter
+from longtail.training.run_folder import RunFolder
+from longtail.training.stages import run_stages
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json"]
+
+
+def run(path, config, splits, **how):
+    folder = RunFolder(path, **how)
+    try:
+        if not folder.holds_run:
+            folder.write_config(config)
+        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
+    finally:
+        folder.close()
+
+
+def results(path):
+    return {name: (path / name).read_bytes() for name in RESULTS}
+
+
+CASES = [
+    *(("infonce", {}), ("supcon", {"optimiser__ema": 0.9}), ("supcon_la", {}), ("paco", {}), ("proco", {})),
+    *(("bcl", {}), ("bcl", {"teacher__kind": "frozen", "teacher__epochs": 1})),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_a_stop_in_the_middle_of_an_epoch_resumes_to_the_same_bytes(
+    name, changes, tmp_path, tiny_config, tiny_splits, monkeypatch
+):
+    config = tiny_config(method=name, decoupled__epochs=1, **changes)
+    evaluation = run(tmp_path / "whole", config, tiny_splits)
+    assert evaluation["top1"] > 0
+    kinds = [get_method(name)] + ([FrozenEncoderClassifier] if name in ("infonce", "supcon") else [])
+    for kind in kinds:
+        taken, real, path = 0, kind.forward, tmp_path / kind.__name__
+
+        def forward(self, batch, progress, real=real):
+            nonlocal taken
+            taken += 1
+            if taken == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return real(self, batch, progress)
+
+        monkeypatch.setattr(kind, "forward", forward)
+        with pytest.raises(Interrupted, match="its state is saved"):
+            run(path, config, tiny_splits)
+        monkeypatch.undo()
+        run(path, config, tiny_splits, resume=True)
+        assert results(path) == results(tmp_path / "whole"), kind
+
+
+def test_a_finished_run_stands_for_the_representation(tmp_path, tiny_config, tiny_splits):
+    config = tiny_config(method="infonce", decoupled__epochs=1)
+    run(tmp_path / "first", config, tiny_splits)
+    ready = tmp_path / "first" / "representation"
+    evaluation = run(tmp_path / "second", replace_options(config, {"decoupled.run": str(ready)}), tiny_splits)
+    assert evaluation["top1"] > 0
+    ends = [Classifier.load(path).encoder.state_dict() for path in (ready, tmp_path / "second")]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+    assert not (tmp_path / "first" / "representation" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("name", ["infonce", "supcon", "supcon_la", "bcl", "paco", "proco"])
+def test_digits_from_training_to_prediction(name, tmp_path):
+    options = {"method": name, "epochs": 2, "imbalance": 20, "device": "cpu", "decoupled": {"epochs": 2}}
+    result = longtail.train("digits-lt", out=str(tmp_path / "run"), quiet=True, **options)
+    assert result.evaluation["balanced_accuracy"] > 0.15
+    model = longtail.load(tmp_path / "run")
+    assert model.predict(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape == (3, 10)
