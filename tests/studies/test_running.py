@@ -85,6 +85,18 @@ def test_a_shared_teacher_gives_the_very_same_student(run):
     assert sources["momentum encoder"] == sources["prior strength 0"] == {}
 
 
+def test_a_shared_representation_gives_the_very_same_classifier(run):
+    result = run("methods", methods=["crt", "lws", "ncm"])
+    assert result.exit_code == 0, result.results
+    sources = {entry["row"]: entry["stages_taken_from"] for entry in result.results["runs"]}
+    taken = {"representation": cell("crt").name}
+    assert sources == {"crt": {}, "lws": taken, "ncm": taken}
+    for row in ("lws", "ncm"):
+        alone = longtail.train("bars.npz", method=row, out=row, quiet=True, **SHORT)
+        assert alone.evaluation == read_json(cell(row) / "evaluation.json")
+        assert (cell(row) / "model.safetensors").read_bytes() == Path(row, "model.safetensors").read_bytes()
+
+
 def test_a_cell_that_fails_is_told_and_tried_again(run, monkeypatch):
     real = worker.api.train
 

@@ -134,8 +134,9 @@ def _introduction(plan: Plan) -> list[str]:
     lines = [*(panel.facts.text for panel in plan.panels), *(note for p in plan.panels for note in p.facts.notes)]
     lines.append(f"{rows}; {counted(len(plan.seeds), 'seed')}: {counted(runs, 'cell')}")
     if len(set(shared)) < len(shared):
+        serve = counted(len(set(shared)), "first stage serves", "first stages serve")
         lines.append(
-            f"{len(set(shared))} first stages serve {len(shared)} cells: a teacher or representation of the same seed "
-            "and options is the same, and is trained once."
+            f"{serve} {len(shared)} cells: a teacher or representation of the same seed and options is the same, "
+            "and is trained once."
         )
     return list(dict.fromkeys(lines))
