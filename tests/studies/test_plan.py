@@ -73,7 +73,7 @@ def test_rows_name_options_that_exist():
             assert set(row.options) <= set(OPTION_NAMES), (study.name, row.name)
             make_config(row.options)
         for panel in study.panels:
-            assert set(panel) <= {"data", "imbalance"}
+            assert set(panel) <= set(OPTION_NAMES)
         names = [row.name for row in ([] if study.methods else study.rows(base))]
         assert len(names) == len(set(names))
     assert len(STUDIES["teachers"].rows(base)) == 4
