@@ -204,7 +204,7 @@ def test_a_ready_representation_must_fit(tmp_path, tiny_config, tiny_splits):
     build("supcon", config, tiny_splits).classifier().save(tmp_path / "run")
     config = replace_options(config, {"decoupled.run": str(tmp_path / "run")})
     get_method("supcon").check(config, tiny_splits.train)
-    with pytest.raises(UserError, match="add --backbone small_net"):
+    with pytest.raises(UserError, match="use --backbone small_net"):
         get_method("supcon").check(replace_options(config, {"backbone": "cifar_resnet20"}), tiny_splits.train)
     other = replace_options(config, {"source.mean": [0.9], "source.std": [0.25]})
     with pytest.raises(UserError, match="normalised by mean"):

@@ -14,7 +14,12 @@ from longtail.data.loading import ResidentLoader
 from longtail.data.views import build_view
 from longtail.errors import UserError
 from longtail.methods import METHODS, MethodContext, Stage, get_method
+from longtail.methods.decoupled import Decoupled
 from longtail.models import LinearHead
+from longtail.reporting import report
+
+STEPLESS = ("tau_norm", "ncm")
+"""Methods in closed form, which take no step."""
 
 
 def build(name, config, splits, previous=None):
@@ -33,6 +38,13 @@ def loader_for(method, splits, batch_size=8):
 
 def teacher_for(config, splits):
     return build("logit_adjustment", config, splits).classifier()
+
+
+def previous_for(name, config, splits):
+    """What a method's stage takes, of untrained networks."""
+    if issubclass(get_method(name), Decoupled):
+        return build("cross_entropy", config, splits).classifier()
+    return teacher_for(config, splits) if name == "gml" else None
 
 
 def primed_gml(config, splits):
@@ -282,16 +294,13 @@ def test_a_teacher_that_does_not_fit_is_refused(tiny_config, tiny_splits):
 def test_every_method_keeps_the_contract(name, tiny_config, tiny_splits):
     """One state holds all that was learned: a method rebuilt from it gives the same losses and the same model."""
     config = tiny_config(method=name)
-    methods = []
-    for _ in range(2):
-        taught = any(stage.takes == "teacher" for stage in get_method(name).stages(config, name))
-        previous = teacher_for(config, tiny_splits) if taught else None
-        methods.append(build(name, config, tiny_splits, previous))
-    first, second = methods
+    first, second = (build(name, config, tiny_splits, previous_for(name, config, tiny_splits)) for _ in range(2))
     loader = loader_for(first, tiny_splits)
     first.prepare(loader.fetch, loader.labels)
+    stepless = name in STEPLESS
+    assert stepless == (get_method(name).stages(config, name)[-1].epochs == 0)
     optimiser = torch.optim.SGD(first.param_groups(), lr=0.1)
-    for step in range(2):
+    for step in () if stepless else range(2):
         batch = loader.load(0, step)
         first.update_memory(batch)
         sum(first(batch, 0.5).values()).backward()
@@ -299,8 +308,13 @@ def test_every_method_keeps_the_contract(name, tiny_config, tiny_splits):
         optimiser.zero_grad()
     second.load_state_dict(first.state_dict())
     batch = loader.load(1, 0)
-    assert set(batch.views) == set(first.views)
-    for one, other in zip(first(batch, 0.5).values(), second(batch, 0.5).values(), strict=True):
-        assert torch.equal(one, other)
+    assert set(batch.views) >= set(first.views)
+    if not stepless:
+        for one, other in zip(first(batch, 0.5).values(), second(batch, 0.5).values(), strict=True):
+            assert torch.equal(one, other)
     images = tiny_splits.test.images
     assert torch.equal(first.classifier().logits(images), second.classifier().logits(images))
+
+
+def test_every_method_has_a_name_for_people():
+    assert set(METHODS) == set(report.METHODS)

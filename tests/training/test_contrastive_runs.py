@@ -9,7 +9,7 @@ import torch
 import longtail
 from longtail.config import replace_options
 from longtail.methods import get_method
-from longtail.methods.representation import FrozenEncoderClassifier
+from longtail.methods.representation import LinearProbe
 from longtail.models import Classifier
 from longtail.training.guard import Interrupted
 from longtail.training.progress import ProgressReporter
@@ -47,7 +47,7 @@ def test_a_stop_in_the_middle_of_an_epoch_resumes_to_the_same_bytes(
     config = tiny_config(method=name, decoupled__epochs=1, **changes)
     evaluation = run(tmp_path / "whole", config, tiny_splits)
     assert evaluation["top1"] > 0
-    kinds = [get_method(name)] + ([FrozenEncoderClassifier] if name in ("infonce", "supcon") else [])
+    kinds = [get_method(name)] + ([LinearProbe] if name in ("infonce", "supcon") else [])
     for kind in kinds:
         taken, real, path = 0, kind.forward, tmp_path / kind.__name__
 

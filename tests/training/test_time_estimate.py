@@ -40,6 +40,20 @@ def test_a_large_batch_is_timed_with_a_part_of_it(tiny_splits, tiny_config, monk
     assert stage.seconds == pytest.approx(2 * 16.0)
 
 
+@pytest.mark.parametrize("method", ["tau_norm", "ncm"])
+def test_a_stage_without_steps_costs_what_it_looks_at(
+    method, tiny_splits, tiny_config, ten_steps_a_second, monkeypatch
+):
+    """Nearest class means are fitted on the features of every image; rescaled weights on none."""
+    monkeypatch.setattr(time_estimate, "_forward_seconds", lambda *_: (0.01, 8))
+    first, last = estimate_time(tiny_config(method=method, epochs=3), tiny_splits)
+    assert (first.name, first.seconds) == ("representation", pytest.approx(3 * 4 * 0.1))
+    assert (last.name, last.epochs, last.steps, last.timed_steps) == ("classifier", 0, 0, 0)
+    assert last.seconds == pytest.approx(35 * 0.01 if method == "ncm" else 0.0)
+    monkeypatch.undo()
+    assert (estimate_time(tiny_config(method=method), tiny_splits, budget=0.5)[-1].seconds > 0) == (method == "ncm")
+
+
 def test_real_steps_are_timed_and_leave_nothing(tiny_splits, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = torch.get_rng_state()

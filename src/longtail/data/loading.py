@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.image_set import ImageSet
-from longtail.data.keyed import keyed_permutation
+from longtail.data.samplers import EpochDraws, Sampler
 from longtail.data.views import View, images_at_a_time
 
 _SHARE = 0.5
@@ -28,11 +28,6 @@ class Batch:
     views: dict[str, Tensor]
     labels: Tensor
     ids: Tensor
-
-
-def epoch_order(size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return an epoch's order of sample ids, int64 ``[size]``."""
-    return keyed_permutation(seed, "order", epoch, size=size, device=device)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -87,6 +82,7 @@ class ResidentLoader:
         home: where the images live: ``device`` or the CPU. None = on the device if they fit.
         steps_at_once: steps whose views are made together; None = as many as the device likes.
         fetched: views that no batch holds, but that ``fetch`` may be asked for.
+        sampler: what an epoch draws; None = each image once.
 
     Attributes:
         home: where the images live.
@@ -103,6 +99,7 @@ class ResidentLoader:
         home: torch.device | None = None,
         steps_at_once: int | None = None,
         fetched: dict[str, View] | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(images)} images")
@@ -118,6 +115,7 @@ class ResidentLoader:
         if device.type == "cpu":
             keep_freed_memory()
         self.views, self._fetched = views, fetched or {}
+        self._sampler = sampler or Sampler("instance", images.labels)
         self.batch_size = batch_size
         self.seed = seed
         self.steps_per_epoch = len(images) // batch_size
@@ -127,13 +125,13 @@ class ResidentLoader:
             self._names.setdefault(view, []).append(name)
         together = batch_size * max(map(len, self._names.values()), default=1)
         self._steps_at_once = steps_at_once or max(1, images_at_a_time(self.images.shape[1:], device) // together)
-        self._orders: dict[torch.device, tuple[int, Tensor]] = {}
+        self._draws: dict[torch.device, tuple[int, EpochDraws]] = {}
         self._made: tuple[int, range, dict[str, Tensor]] = -1, range(0), {}
         self._sent: tuple[int, range, Tensor] | None = None
 
     def order(self, epoch: int) -> Tensor:
         """Return the epoch's order of sample ids, int64 ``[N]``."""
-        return self._order(epoch, self.device)
+        return self._drawn(epoch, self.device).ids
 
     def load(self, epoch: int, step: int) -> Batch:
         """Return batch ``step`` (0-based) of ``epoch``, with every view; fastest in order."""
@@ -151,21 +149,21 @@ class ResidentLoader:
         """Make the views of some steps."""
         self._made = -1, range(0), {}  # their memory is free for the next ones
         wanted = slice(steps.start * self.batch_size, steps.stop * self.batch_size)
-        ids = self.order(epoch)[wanted]
+        keys = self._drawn(epoch, self.device).keys[wanted]
         if self._sent is not None and self._sent[:2] == (epoch, steps):
             pixels = self._sent[2]
         else:
-            pixels = self._pixels(self._order(epoch, self.home)[wanted])
+            pixels = self._pixels(self._drawn(epoch, self.home).ids[wanted])
         self._sent = None
         views: dict[str, Tensor] = {}
         for view, names in self._names.items():
-            made = view(pixels, ids, self.seed, epoch, tuple(names))
+            made = view(pixels, keys, self.seed, epoch, tuple(names))
             views |= dict(zip(names, made.unbind(0), strict=True))
         self._made = epoch, steps, {name: views[name] for name in self.views}
         if self.home != self.device and steps.stop < self.steps_per_epoch:
             # While the device is busy, the host gathers what comes next.
             later = self._steps_from(steps.stop)
-            there = self._order(epoch, self.home)
+            there = self._drawn(epoch, self.home).ids
             sent = self._pixels(there[later.start * self.batch_size : later.stop * self.batch_size])
             self._sent = epoch, later, sent
 
@@ -177,10 +175,10 @@ class ResidentLoader:
         chosen = torch.empty(len(ids), *self.images.shape[1:], dtype=torch.uint8, pin_memory=pinned)
         return torch.index_select(self.images, 0, ids, out=chosen).to(self.device, non_blocking=True)
 
-    def _order(self, epoch: int, device: torch.device) -> Tensor:
-        known = self._orders.get(device)
+    def _drawn(self, epoch: int, device: torch.device) -> EpochDraws:
+        known = self._draws.get(device)
         if known is None or known[0] != epoch:
-            known = self._orders[device] = epoch, epoch_order(self.labels.numel(), self.seed, epoch, device)
+            known = self._draws[device] = epoch, self._sampler.draws(self.seed, epoch, device)
         return known[1]
 
     def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Tensor:

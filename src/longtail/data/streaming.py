@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from longtail.data.decode import BadImage, crop, fit, read_image, reduced_side
 from longtail.data.image_set import Framing, ImageFiles
-from longtail.data.loading import Batch, epoch_order, keep_freed_memory
+from longtail.data.loading import Batch, keep_freed_memory
+from longtail.data.samplers import EpochDraws, Sampler
 from longtail.data.views import View
 from longtail.errors import UserError
 
@@ -50,12 +51,18 @@ def needed_side(framing: Framing, views: Mapping[str, View]) -> int | None:
 
 
 def frame_files(
-    files: ImageFiles, ids: Tensor, views: Mapping[str, View], side: int | None, seed: int = 0, epoch: int = 0
+    files: ImageFiles,
+    ids: Tensor,
+    views: Mapping[str, View],
+    side: int | None,
+    seed: int = 0,
+    epoch: int = 0,
+    keys: Tensor | None = None,
 ) -> Frames:
     """Return the frames of every view of the files at ``ids [B]``, each file decoded once.
 
     A view without a random crop, and the empty name where ``views`` is empty, is framed as a test image is. ``side``
-    is that of :func:`needed_side`.
+    is that of :func:`needed_side`; ``keys [B]`` are what the crops are keyed by, if not the ids.
 
     Raises:
         UserError: a file cannot be read; the message names it.
@@ -67,8 +74,8 @@ def frame_files(
     shape = len(ids), 3, *framing.size
     frames = {name: torch.empty(shape, dtype=torch.uint8, memory_format=order) for name in area}
     pixels = {name: made.permute(0, 2, 3, 1).numpy() for name, made in frames.items()}
-    done = 0
-    for part in torch.split(ids, _CHUNK):
+    done, keys = 0, ids if keys is None else keys
+    for part, part_keys in zip(torch.split(ids, _CHUNK), torch.split(keys, _CHUNK), strict=True):
         images = [_read(files, index, side) for index in part.tolist()]
         widths, heights = torch.tensor([image.size for image in images]).unbind(1)
         for name, crop_range in area.items():
@@ -77,7 +84,7 @@ def frame_files(
                 for image, place in zip(images, places, strict=True):
                     fit(image, framing, place)
             else:
-                boxes = views[name].boxes(heights, widths, part, seed, epoch, name).tolist()
+                boxes = views[name].boxes(heights, widths, part_keys, seed, epoch, name).tolist()
                 for image, box, place in zip(images, boxes, places, strict=True):
                     crop(image, box, framing, place)
         done += len(part)
@@ -94,30 +101,39 @@ def _read(files: ImageFiles, index: int, side: int | None) -> Any:
 
 
 class _TrainingSteps(Dataset[Any]):
-    """Item (epoch, step): ids and frames of that batch, or the sentence that says why there are none."""
+    """Item (epoch, step): ids, keys and frames of that batch, or the sentence that says why there are none."""
 
-    def __init__(self, files: ImageFiles, views: Mapping[str, View], batch_size: int, seed: int, augment: bool) -> None:
+    def __init__(
+        self,
+        files: ImageFiles,
+        views: Mapping[str, View],
+        batch_size: int,
+        seed: int,
+        augment: bool,
+        sampler: Sampler,
+    ) -> None:
         self.files, self.views, self.batch_size, self.seed, self.augment = files, views, batch_size, seed, augment
         self.side = needed_side(files.framing, views)
-        self._order: tuple[int, Tensor] | None = None
+        self.sampler = sampler
+        self._draws: tuple[int, EpochDraws] | None = None
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Frames] | str:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor, Frames] | str:
         epoch, step = place
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(len(self.files), self.seed, epoch)
-        ids = self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
+        if self._draws is None or self._draws[0] != epoch:
+            self._draws = epoch, self.sampler.draws(self.seed, epoch)
+        drawn = self._draws[1][step * self.batch_size : (step + 1) * self.batch_size]
         try:
-            frames = frame_files(self.files, ids, self.views, self.side, self.seed, epoch)
+            frames = frame_files(self.files, drawn.ids, self.views, self.side, self.seed, epoch, drawn.keys)
         except UserError as error:
             return str(error)
         if self.augment:
-            frames = {name: self._augmented(name, f, ids, epoch) for name, f in frames.items()}
-        return ids, frames
+            frames = {name: self._augmented(name, f, drawn.keys, epoch) for name, f in frames.items()}
+        return drawn.ids, drawn.keys, frames
 
-    def _augmented(self, name: str, frames: Tensor, ids: Tensor, epoch: int) -> Tensor:
+    def _augmented(self, name: str, frames: Tensor, keys: Tensor, epoch: int) -> Tensor:
         # A few images at a time stay in the processor's cache: a quarter faster than the whole batch at 224 pixels.
-        for some, their_ids in zip(torch.split(frames, _CHUNK), torch.split(ids, _CHUNK), strict=True):
-            some.copy_(self.views[name].augment(some, their_ids, self.seed, epoch, name))
+        for some, their_keys in zip(torch.split(frames, _CHUNK), torch.split(keys, _CHUNK), strict=True):
+            some.copy_(self.views[name].augment(some, their_keys, self.seed, epoch, name))
         return frames
 
 
@@ -205,6 +221,7 @@ class StreamingLoader:
         workers: processes that decode; 0 = the training decodes itself.
         prefetch: batches that each worker prepares ahead.
         fetched: views that no batch holds, but that ``fetch`` may be asked for.
+        sampler: what an epoch draws; None = each image once.
     """
 
     def __init__(
@@ -218,11 +235,13 @@ class StreamingLoader:
         workers: int = 0,
         prefetch: int = 4,
         fetched: dict[str, View] | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(files):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(files)} images")
         self.files, self.views, self.batch_size, self.seed, self.epochs = files, views, batch_size, seed, epochs
         self._fetched = fetched or {}
+        self._sampler = sampler or Sampler("instance", files.labels)
         self.labels = files.labels.to(device)
         self.workers, self.prefetch = workers, prefetch
         self.steps_per_epoch = len(files) // batch_size
@@ -235,23 +254,25 @@ class StreamingLoader:
         """Return batch ``step`` (0-based) of ``epoch``, with every view; fastest in order."""
         if self._steps is None or self._next != (epoch, step):
             self.close()
-            items = _TrainingSteps(self.files, self.views, self.batch_size, self.seed, not self._on_device)
+            items = _TrainingSteps(
+                self.files, self.views, self.batch_size, self.seed, not self._on_device, self._sampler
+            )
             self._steps = stream(items, self._places(epoch, step), self.workers, self.prefetch, self._on_device)
-        ids, frames = next(self._steps)
+        ids, keys, frames = next(self._steps)
         self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
         device = self.labels.device
-        ids = ids.to(device, non_blocking=True)
-        return Batch({n: self._finish(n, f, ids, epoch) for n, f in frames.items()}, self.labels[ids], ids)
+        ids, keys = ids.to(device, non_blocking=True), keys.to(device, non_blocking=True)
+        return Batch({n: self._finish(n, f, keys, epoch) for n, f in frames.items()}, self.labels[ids], ids)
 
     def _places(self, epoch: int, step: int) -> list[tuple[int, int]]:
         rest = [(epoch, later) for later in range(step, self.steps_per_epoch)]
         whole = range(epoch + 1, max(self.epochs, epoch + 1))
         return rest + [(later, number) for later in whole for number in range(self.steps_per_epoch)]
 
-    def _finish(self, name: str, frames: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        view, frames = self.views[name], frames.to(ids.device, non_blocking=True)
+    def _finish(self, name: str, frames: Tensor, keys: Tensor, epoch: int) -> Tensor:
+        view, frames = self.views[name], frames.to(keys.device, non_blocking=True)
         if self._on_device:
-            frames = view.augment(frames, ids, self.seed, epoch, name)
+            frames = view.augment(frames, keys, self.seed, epoch, name)
         return view.normalise(frames)
 
     def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ class LogitAdjustedCrossEntropy(nn.Module):
     Args:
         class_counts: ``[C]`` training samples of each class; kept as a buffer.
         prior_strength: scale of log p_c, 1 = the papers, 0 = exactly plain cross entropy.
+        class_weights: ``[C]`` weight of each class in the mean (:func:`~longtail.losses.balancing_weights`), kept as a
+            buffer that may be changed in place; None = all alike.
 
     Raises:
-        ValueError: counts not one-dimensional, negative or all zero; in a call, shapes that do not fit and
-            (checked on the CPU only) a label out of range or of a class of count 0, whose loss would be
-            infinite.
+        ValueError: counts not one-dimensional, negative or all zero; weights that are none; in a call, shapes that
+            do not fit and (checked on the CPU only) a label out of range or of a class of count 0, whose loss
+            would be infinite.
 
     Example:
         >>> loss = LogitAdjustedCrossEntropy(torch.tensor([90, 10]))
@@ -35,10 +37,17 @@ class LogitAdjustedCrossEntropy(nn.Module):
     """
 
     class_counts: Tensor
+    class_weights: Tensor | None
 
-    def __init__(self, class_counts: Tensor | Sequence[int], prior_strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[int],
+        prior_strength: float = 1.0,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("class_counts", checked_counts(class_counts))
+        self.register_buffer("class_weights", checked_weights(class_weights, self.class_counts.shape[0]))
         self.prior_strength = float(prior_strength)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -48,12 +57,13 @@ class LogitAdjustedCrossEntropy(nn.Module):
             raise ValueError(f"logits must be [B, {classes}] as the class counts say, got {list(logits.shape)}.")
         check_labels(labels, logits.shape[0], classes)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         if self.prior_strength == 0:
-            return F.cross_entropy(logits, labels)
+            return F.cross_entropy(logits, labels, weights)
         if labels.device.type == "cpu" and bool((self.class_counts[labels] == 0).any()):
             raise ValueError("a label names a class whose count is 0; give it a count or set prior_strength=0.")
         prior = weighted_log_prior(self.class_counts, self.prior_strength, logits.dtype)
-        return F.cross_entropy(logits + prior, labels)
+        return F.cross_entropy(logits + prior, labels, weights)
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows of the loss."""
@@ -80,6 +90,17 @@ def check_labels(labels: Tensor, batch: int, classes: int) -> None:
         raise ValueError(f"labels must be int64 [{batch}], got {labels.dtype} {list(labels.shape)}.")
     if labels.device.type == "cpu" and batch and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}.")
+
+
+def checked_weights(weights: Tensor | None, classes: int) -> Tensor | None:
+    """Return a copy of class weights ``[classes]``, None for None, or raise ValueError where they cannot be weights."""
+    if weights is None:
+        return None
+    if weights.shape != (classes,) or not weights.is_floating_point():
+        raise ValueError(f"class_weights must be floats [{classes}], got {weights.dtype} {list(weights.shape)}.")
+    if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()) or not bool((weights > 0).any()):
+        raise ValueError("class_weights must be finite, not negative and not all zero.")
+    return weights.detach().clone()
 
 
 def weighted_log_prior(class_counts: Tensor, prior_strength: float, dtype: torch.dtype) -> Tensor:

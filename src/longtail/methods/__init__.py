@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from longtail.errors import unknown_name
+from longtail.methods.balanced_softmax import BalancedSoftmax
 from longtail.methods.base import OWN_OPTIONS, Fetch, Method, MethodContext, Stage
 from longtail.methods.bcl import BCL
+from longtail.methods.class_balanced import ClassBalanced
+from longtail.methods.decoupled import ClassifierRetraining, LearnableWeightScaling, NearestClassMean, TauNormalised
+from longtail.methods.focal import Focal
 from longtail.methods.gml import GML
 from longtail.methods.infonce import InfoNCE
+from longtail.methods.ldam import LDAM, LDAMDRW
 from longtail.methods.logit_adjustment import CrossEntropy, LogitAdjustment
 from longtail.methods.paco import PaCo
 from longtail.methods.proco import ProCo
@@ -14,7 +19,16 @@ from longtail.methods.supcon import SupCon, SupConLogitAdjustment
 
 METHODS: dict[str, type[Method]] = {
     "cross_entropy": CrossEntropy,
+    "focal": Focal,
+    "class_balanced": ClassBalanced,
+    "ldam": LDAM,
+    "ldam_drw": LDAMDRW,
     "logit_adjustment": LogitAdjustment,
+    "balanced_softmax": BalancedSoftmax,
+    "crt": ClassifierRetraining,
+    "lws": LearnableWeightScaling,
+    "tau_norm": TauNormalised,
+    "ncm": NearestClassMean,
     "infonce": InfoNCE,
     "supcon": SupCon,
     "supcon_la": SupConLogitAdjustment,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
 from longtail.data.loading import Batch
+from longtail.data.samplers import class_shares
+from longtail.losses import balancing_weights
 from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim, load_weights
 
 OWN_OPTIONS = ("views.", "loss.", "queue.", "teacher.", "decoupled.")
@@ -72,6 +74,19 @@ class MethodContext:
         """How the stage's epochs draw images."""
         return self.stage.sampler or resolved(self.config.sampler)
 
+    @property
+    def of_run(self) -> bool:
+        """Whether the stage trains the run's own method: not a teacher, say, which its rebalancing leaves alone."""
+        return self.stage.method == self.config.method
+
+    def class_weights(self) -> Tensor | None:
+        """Return the weight of each class in the loss, float32 ``[C]``, or None if all weigh alike."""
+        loss = self.config.loss
+        kind = resolved(loss.class_weights)
+        if kind == "none" or not self.of_run:
+            return None
+        return balancing_weights(self.train.class_counts, kind, loss.effective_beta).float()
+
     def build_encoder(self) -> nn.Module:
         """Return the stage's encoder, initialised from torch's current random state or from the stage's weights."""
         encoder = build_encoder(self.stage.backbone, self.train.channels, self.train.image_size)
@@ -83,16 +98,30 @@ class MethodContext:
         """Return a fresh ``cosine`` or ``linear`` head for the training set's classes."""
         return build_head(kind, feature_dim(encoder), self.train.num_classes, self.config.loss.scale)
 
-    def build_classifier(self, encoder: nn.Module, head: nn.Module, prior_strength: float) -> Classifier:
+    def build_classifier(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        prior_strength: float,
+        class_weights: Tensor | None = None,
+    ) -> Classifier:
         """Wrap what was trained with ``prior_strength`` times log p(c) added to its logits.
 
         Training with strength t fits softmax(logits + t log p) to the training posterior, so the raw softmax implies a
-        class prior proportional to p^(1-t): the training prior for plain cross entropy, uniform at t = 1.
+        class prior proportional to p^(1-t): the training prior for plain cross entropy, uniform at t = 1. A class that
+        the sampler draws more often, or that has a larger weight ``class_weights [C]`` in the loss, counts as if it had
+        so many more images.
         """
         counts = self.train.class_counts
-        prior = (counts.double() / counts.sum()).pow(1.0 - prior_strength)
+        shares = counts.double() / counts.sum()
+        prior = shares.pow(1.0 - prior_strength)
         if prior_strength > 1:  # a class without an image would be infinitely frequent
             prior = torch.where(counts > 0, prior, 0.0)
+        # Of progressive sampling, the last epoch counts.
+        drawn = class_shares(self.sampler, counts.tolist(), 1.0 - 1.0 / max(self.stage.epochs, 1))
+        prior *= torch.where(counts > 0, torch.tensor(drawn, dtype=torch.float64) / shares, 1.0)
+        if class_weights is not None:
+            prior *= torch.where(counts > 0, class_weights.detach().cpu().double(), 1.0)
         kind = "cosine" if isinstance(head, CosineHead) else "linear"
         spec: dict[str, Any] = {
             "encoder": self.stage.backbone,

@@ -29,6 +29,7 @@ from longtail.memory import ClassQueue, FifoQueue, FrozenTeacher, MomentumTeache
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
 from longtail.methods.mixup import mixup
+from longtail.methods.ready import check_same_images
 from longtail.models import Classifier, CosineHead, ProjectionHead, UnitVectors, build_encoder, feature_dim
 
 CACHE_SHARE = 0.5
@@ -277,22 +278,7 @@ def check_cache(config: TrainConfig, train: LabelledImages) -> None:
 
 def check_teacher(teacher: Classifier, config: TrainConfig, train: LabelledImages) -> None:
     """Raise :class:`UserError` unless ``teacher`` knows the classes and images of ``train``."""
-    if teacher.class_names != train.class_names:
-        raise UserError("the teacher's classes are not those of the training data; train it on the same classes.")
-    had, has = (teacher.spec["in_channels"], teacher.image_size), (train.channels, train.image_size)
-    if had != has:
-        raise UserError(
-            f"the teacher was trained on {had[0]}-channel images of {had[1]}, the data has {has[0]} channels and "
-            f"{has[1]}; train it on the same data."
-        )
-    if config.source.mean is not None and config.source.std is not None:
-        own = torch.tensor([config.source.mean, config.source.std])
-        if not torch.allclose(torch.stack([teacher.mean, teacher.std]).cpu(), own, atol=1e-3):
-            raise UserError(
-                f"the teacher was trained on images normalised by mean {teacher.mean.tolist()} and std "
-                f"{teacher.std.tolist()}, this run normalises by {config.source.mean} and {config.source.std}; "
-                "give the teacher's with --source.mean and --source.std."
-            )
+    check_same_images("teacher", teacher, config, train)
     if config.loss.distillation_weight and not isinstance(teacher.head, CosineHead):
         raise UserError(
             "distillation compares cosine logits, but the teacher has a linear head; use a teacher trained with "

@@ -39,15 +39,24 @@ from . import charts
 
 ROWS_A_PAGE = 100
 METHODS = {
-    "gml": "GML",
-    "logit_adjustment": "logit adjustment",
     "cross_entropy": "cross entropy",
+    "focal": "focal loss",
+    "class_balanced": "class-balanced loss",
+    "ldam": "LDAM",
+    "ldam_drw": "LDAM-DRW",
+    "logit_adjustment": "logit adjustment",
+    "balanced_softmax": "balanced softmax",
+    "crt": "classifier re-training",
+    "lws": "learnable weight scaling",
+    "tau_norm": "tau-normalised classifier",
+    "ncm": "nearest class mean",
     "infonce": "InfoNCE",
     "supcon": "SupCon",
     "supcon_la": "SupCon + logit adjustment",
     "bcl": "BCL",
     "paco": "PaCo",
     "proco": "ProCo",
+    "gml": "GML",
 }
 OVER_FOLDS = {
     "top1": "Top-1",

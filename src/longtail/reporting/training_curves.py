@@ -9,6 +9,9 @@ from longtail.reporting.charts import curve_chart
 
 LOSSES = {
     "classifier": "Classifier loss",
+    "rebalanced": "Rebalanced classifier loss",
+    "focal": "Focal loss",
+    "ldam": "LDAM loss",
     "gml": "GML contrast loss",
     "infonce": "InfoNCE loss",
     "supcon": "Supervised contrast loss",

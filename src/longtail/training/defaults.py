@@ -223,7 +223,10 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     size = (side, side) if side is not None else data.train.image_size
     chosen: dict[str, Any] = {}
     notes: list[str] = []
-    chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
+    if config.decoupled.run is not None and is_read(config.method, "decoupled.run"):
+        chosen["pretrained"], note = config.pretrained or "none", None  # the encoder is that run's
+    else:
+        chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
     notes += [note] if note else []
     trains_teacher = _trains_teacher(config)
     same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
@@ -292,7 +295,7 @@ def describe(config: TrainConfig, given: set[str]) -> str:
     """Return one line with the options that were chosen from the data (those not in ``given``)."""
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
     keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
-    keys += ["views.classifier"]
+    keys += ["views.classifier"] + (["sampler"] if config.sampler != "instance" else [])
     keys += ["teacher.backbone", "teacher.epochs"] if _trains_teacher(config) else []
     own = ("decoupled.epochs", "queue.capacity", "queue.min_per_class", "loss.temperature")
     keys += [key for key in own if is_read(config.method, key)]

@@ -20,6 +20,7 @@ from longtail.config import resolved
 from longtail.data import ImageFiles, ImageSet
 from longtail.data.keyed import derive_seed
 from longtail.data.loading import ResidentLoader
+from longtail.data.samplers import Sampler
 from longtail.data.streaming import StreamingLoader, default_workers
 from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
@@ -98,15 +99,15 @@ class StageRun:
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
         views = {name: self._view(recipe) for name, recipe in self.method.views.items()}
-        if self.method.sampler != "instance":
-            raise ValueError(f"sampler {self.method.sampler!r} of method {stage.method!r} is not known")
         fetched = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
         self.loader = self._make_loader(views, fetched)
         self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
-        decay = config.optimiser.ema
+        # What takes no step has no course to average or to choose from.
+        decay = config.optimiser.ema if stage.epochs else None
         self.average = MovingAverage(deployed, decay).to(job.device) if decay is not None else None
-        self.best = BestEpoch() if config.select == "best" and self.method.classifies else None
+        best = config.select == "best" and self.method.classifies and stage.epochs > 0
+        self.best = BestEpoch() if best else None
         self.step = 0 if restored is None else int(restored[1]["step"])
         self.training_step = TrainingStep(
             self.method,
@@ -143,6 +144,12 @@ class StageRun:
             Interrupted: asked to stop; the state is written.
             Diverged: too many non-finite steps in a row; the last good state is written.
         """
+        if self.total_steps == 0:
+            with closing(self.loader):
+                self.save()
+            self._stop_if_asked(0)
+            self.method.finish()
+            return self.deployable()
         per_epoch = self.loader.steps_per_epoch
         self.job.progress.start(self.job.number, per_epoch, self.step, self.loader.batch_size)
         first = self.step
@@ -165,13 +172,7 @@ class StageRun:
                     # Not before the epoch's end is written: a state on the border of two belongs to the later one.
                     self.save()
                     raise Diverged(self._diverged)
-                if self.job.stop.received is not None:
-                    self.save()
-                    raise Interrupted(
-                        f"stopped at epoch {epoch + 1} of {self.stage.epochs} of stage "
-                        f"{self.stage.name!r}; its state is saved.",
-                        self.job.stop.received,
-                    )
+                self._stop_if_asked(epoch + 1)
         if self.best is None or self.best.classifier is None:
             self.method.finish()
             return self.deployable()
@@ -180,13 +181,22 @@ class StageRun:
         self.method.finish()
         return copy.deepcopy(classifier).eval()
 
+    def _stop_if_asked(self, epoch: int) -> None:
+        if self.job.stop.received is not None:
+            self.save()
+            raise Interrupted(
+                f"stopped at epoch {epoch} of {self.stage.epochs} of stage {self.stage.name!r}; its state is saved.",
+                self.job.stop.received,
+            )
+
     def _view(self, recipe: str) -> View:
         return build_view(recipe, self.context.mean, self.context.std)
 
     def _make_loader(self, views: dict[str, View], fetched: dict[str, View]) -> ResidentLoader | StreamingLoader:
         train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
+        sampler = Sampler(self.method.sampler, train.labels, self.stage.epochs)
         if isinstance(train, ImageSet):
-            resident = ResidentLoader(train, views, batch_size, self.seed, device, fetched=fetched)
+            resident = ResidentLoader(train, views, batch_size, self.seed, device, fetched=fetched, sampler=sampler)
             if resident.notice is not None:
                 self.job.progress.say(resident.notice)
             return resident
@@ -195,7 +205,16 @@ class StageRun:
         loading = self.config.loading
         workers = default_workers(device) if loading.workers is None else loading.workers
         return StreamingLoader(
-            train, views, batch_size, self.seed, device, self.stage.epochs, workers, loading.prefetch, fetched=fetched
+            train,
+            views,
+            batch_size,
+            self.seed,
+            device,
+            self.stage.epochs,
+            workers,
+            loading.prefetch,
+            fetched=fetched,
+            sampler=sampler,
         )
 
     def _maybe_captured(self, step: TrainingStep) -> Step:

@@ -17,6 +17,7 @@ from longtail.data.loading import ResidentLoader
 from longtail.data.streaming import default_workers, frame_files, needed_side
 from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
+from longtail.methods.decoupled import NearestClassMean
 from longtail.methods.gml import GML
 from longtail.models import Classifier
 from longtail.training.defaults import chosen_framing
@@ -117,6 +118,14 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
             images, batch = len(data.train), resolved(config.batch_size)
             steps = stage.epochs * (images // batch)
             decoding = _decoding_seconds(config, data.train, views)
+            if stage.epochs == 0:
+                whole, timed_batch = 0.0, 0
+                if isinstance(method, NearestClassMean):
+                    each, timed_batch = _forward_seconds(method, config, noise, device, budget / len(stages))
+                    whole = images * _beside(each, decoding, device)
+                times.append(StageTime(stage.name, 0, 0, 0, timed_batch, whole))
+                finished[stage.name] = method.classifier()
+                continue
             seconds, timed_batch = _timed_steps(method, config, noise, views, device, budget / len(stages))
             step = min(seconds) * batch / timed_batch  # other programs hold up some of them
             whole = steps * _beside(step, decoding * batch, device)
@@ -156,6 +165,26 @@ def _timed_steps(
     while len(seconds) < _MOST_STEPS and time.monotonic() - began + seconds[-1] < 0.6 * budget:
         seconds.append(next(steps))
     return seconds, batch
+
+
+def _forward_seconds(
+    method: NearestClassMean, config: TrainConfig, noise: ImageSet, device: torch.device, budget: float
+) -> tuple[float, int]:
+    """Return the seconds that the feature of an image takes, and how many images were timed at a time."""
+    size = noise.framing.size
+
+    def timed(count: int) -> float:
+        images = torch.zeros(count, noise.channels, *size, device=device)
+        began = time.monotonic()
+        method.features(images.to(memory_format=torch.channels_last)).cpu()  # waits for the device
+        return time.monotonic() - began
+
+    small = min(_SMALLEST_BATCH, resolved(config.batch_size))
+    timed(small)  # the first pass also allocates and plans
+    few = timed(small)
+    batch = max(small, min(resolved(config.batch_size), int(budget / 3 / few * small)))
+    timed(batch)
+    return timed(batch) / batch, batch
 
 
 def _steps(method: Method, config: TrainConfig, loader: ResidentLoader, device: torch.device) -> Iterator[float]:

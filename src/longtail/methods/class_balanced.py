@@ -1,0 +1,14 @@
+"""Class-balanced loss: cross entropy weighted by the effective number of samples (Cui et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from longtail.methods.logit_adjustment import CrossEntropy
+
+
+class ClassBalanced(CrossEntropy):
+    """Cross entropy whose classes weigh (1 - beta) / (1 - beta^n_c), from the first epoch on unless told otherwise."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"loss.class_weights": "effective"}

@@ -1,0 +1,30 @@
+"""What a finished run must be like to stand for an earlier stage of another."""
+
+from __future__ import annotations
+
+import torch
+
+from longtail.config import TrainConfig
+from longtail.data import LabelledImages
+from longtail.errors import UserError
+from longtail.models import Classifier
+
+
+def check_same_images(what: str, model: Classifier, config: TrainConfig, train: LabelledImages) -> None:
+    """Raise :class:`UserError` unless ``model`` knows the classes and images of ``train``; ``what`` names it."""
+    if model.class_names != train.class_names:
+        raise UserError(f"the {what}'s classes are not those of the training data; train it on the same classes.")
+    had, has = (model.spec["in_channels"], model.image_size), (train.channels, train.image_size)
+    if had != has:
+        raise UserError(
+            f"the {what} was trained on {had[0]}-channel images of {had[1]}, the data has {has[0]} channels and "
+            f"{has[1]}; train it on the same data."
+        )
+    if config.source.mean is not None and config.source.std is not None:
+        own = torch.tensor([config.source.mean, config.source.std])
+        if not torch.allclose(torch.stack([model.mean, model.std]).cpu(), own, atol=1e-3):
+            raise UserError(
+                f"the {what} was trained on images normalised by mean {model.mean.tolist()} and std "
+                f"{model.std.tolist()}, this run normalises by {config.source.mean} and {config.source.std}; "
+                f"give the {what}'s with --source.mean and --source.std."
+            )
