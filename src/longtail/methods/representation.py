@@ -8,7 +8,8 @@ classifier view > encoder, frozen > head > cross entropy    (stage "classifier":
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,9 @@ class Representation(Method):
     own_options: ClassVar[tuple[str, ...]] = (
         *("views.", "loss.temperature", "queue.projection_dim", "decoupled.run", "decoupled.epochs"),
     )
+    # No head was trained beside the encoder, so this one has all to learn: a ninth of the epochs leaves rare classes
+    # unlearned. A step costs a sixth of one of the representation.
+    defaults: ClassVar[Mapping[str, Any]] = {"decoupled.epochs": lambda chosen: chosen["epochs"]}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__()
