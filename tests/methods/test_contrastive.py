@@ -270,6 +270,8 @@ def test_proco_against_the_formula(tiny_config, tiny_splits):
             scores.append(math.log(p) + float(log_ratio))
         total -= scores[label] - math.log(sum(math.exp(score) for score in scores))
     assert losses["proco"].item() == pytest.approx(total / 16, rel=1e-4)
+    k = method.estimate.parameters_of_classes()[1]
+    torch.testing.assert_close(method.readings()["concentration"], k.prod() ** (1 / 3), rtol=1e-3, atol=0)
     assert set(method.readings()) == {"bits", "concentration"}
 
 

@@ -159,6 +159,7 @@ class Method(nn.Module):
             stage is evaluated or selected, and its last epoch is what the next stage is given.
         own_options: options of :data:`OWN_OPTIONS` that it reads, each a dotted name or the start of one (``views.``).
         defaults: options of the method that are left open, by dotted name; they go before those chosen from the data.
+            Each is a value, or a function of those chosen so far (by dotted name) that returns it.
         encoder, head: what is deployed, and what a moving average of the weights covers.
         uses_progress: whether ``forward`` computes something else as ``progress`` rises. If not, a step may be captured
             once and replayed; ``on_epoch`` then changes what it changes in place (buffers, not attributes).

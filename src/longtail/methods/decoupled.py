@@ -37,17 +37,19 @@ class Decoupled(Method):
     """A classifier on a frozen encoder.
 
     Attributes:
+        head_kind: of the classifier, where it is a new head.
         needs_linear_head: whether it is made from the head of the representation, which must be a linear one then.
     """
 
     own_options: ClassVar[tuple[str, ...]] = ("views.classifier", "decoupled.run")
+    head_kind: ClassVar[str] = "linear"
     needs_linear_head: ClassVar[bool] = False
 
-    def __init__(self, context: MethodContext, head_kind: str = "linear") -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__()
         if context.previous is None:
             raise ValueError("a classifier on a representation needs the classifier of an earlier stage")
-        self.context, self.sampler, self.head_kind = context, context.sampler, head_kind
+        self.context, self.sampler = context, context.sampler
         self.views = {"classifier": resolved(context.config.views.classifier)}
         self.encoder = copy.deepcopy(context.previous.encoder).requires_grad_(False)
         self.head = self.build_head(context.previous.head)
@@ -229,10 +231,11 @@ class NearestClassMean(_ClosedForm):
     frequencies, a uniform prior is what it implies.
     """
 
+    head_kind: ClassVar[str] = "cosine"
     own_options: ClassVar[tuple[str, ...]] = (*Decoupled.own_options, "loss.scale")
 
     def __init__(self, context: MethodContext) -> None:
-        super().__init__(context, "cosine")
+        super().__init__(context)
         self.head.requires_grad_(False)  # filled by ``prepare``
         self.fetched_views = {"plain": "none"}
 

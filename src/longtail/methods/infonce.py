@@ -10,28 +10,23 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from longtail.config import TrainConfig, resolved
+from longtail.config import resolved
 from longtail.data.loading import Batch
 from longtail.losses import InfoNCELoss
 from longtail.methods.base import MethodContext
-from longtail.methods.representation import Representation
+from longtail.methods.representation import CosineProbe, LinearProbe, Representation
 
 
 class InfoNCE(Representation):
     """A representation that tells images apart, then a logit-adjusted cosine classifier on it."""
 
     contrast: ClassVar[str] = "infonce"
-    head_kind: ClassVar[str] = "cosine"
+    probe: ClassVar[type[LinearProbe]] = CosineProbe
     own_options: ClassVar[tuple[str, ...]] = (*Representation.own_options, "loss.prior_strength", "loss.scale")
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self.loss = InfoNCELoss(resolved(context.config.loss.temperature))
-
-    @classmethod
-    def classifier_prior(cls, config: TrainConfig) -> float:
-        """The run's prior strength."""
-        return config.loss.prior_strength
 
     def contrasted(self, projected: Tensor, batch: Batch) -> Tensor:
         """NT-Xent: each view's only positive is the other view of its image."""

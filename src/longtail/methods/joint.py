@@ -49,6 +49,8 @@ class JointContrast(Method):
         self.head = context.build_head(self.encoder, "cosine")
         self.projection = ProjectionHead(feature_dim(self.encoder), resolved(config.queue.projection_dim))
         self.classifier_loss = LogitAdjustedCrossEntropy(context.train.class_counts, config.loss.prior_strength)
+        # As in LogitAdjustment: with other shares of the classes the loss says nothing of H(Y).
+        self.informs = self.sampler == "instance"
         self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
         self._bits: Tensor | None = None
 
@@ -62,8 +64,9 @@ class JointContrast(Method):
         size = len(batch.labels)
         features = self.encoder(torch.cat([batch.views[name] for name in ("classifier", *self.contrast_views)]))
         loss = self.classifier_loss(self.head(features[:size]), batch.labels)
-        self._bits = self.entropy - loss.detach() / math.log(2)
-        losses = {"classifier": self.options.classifier_weight * loss}
+        if self.informs:
+            self._bits = self.entropy - loss.detach() / math.log(2)
+        losses = {"classifier" if self.informs else "rebalanced": self.options.classifier_weight * loss}
         if self.contrasts:
             losses[self.contrast] = self.contrast_weight * self.contrasted(self.projection(features[size:]), batch)
         return losses

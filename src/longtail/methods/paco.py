@@ -57,6 +57,8 @@ class PaCo(Method):
         self.prior_strength = config.loss.prior_strength
         self.loss = PaCoLoss(counts, config.loss.paco_alpha, resolved(config.loss.temperature), self.prior_strength)
         self.centre_loss = LogitAdjustedCrossEntropy(counts, self.prior_strength)
+        # As in LogitAdjustment: with other shares of the classes the loss says nothing of H(Y).
+        self.informs = self.sampler == "instance"
         self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
         self._bits: Tensor | None = None
 
@@ -92,8 +94,9 @@ class PaCo(Method):
         """L_PaCo of the query view; this batch's keys are the newest of the queue."""
         features = self.encoder(batch.views["query"])
         logits = self.head(features)
-        with torch.no_grad():
-            self._bits = self.entropy - self.centre_loss(logits, batch.labels) / math.log(2)
+        if self.informs:
+            with torch.no_grad():
+                self._bits = self.entropy - self.centre_loss(logits, batch.labels) / math.log(2)
         queue = self.queue
         loss = self.loss(
             logits, self.projection(features), batch.labels, queue.features, queue.labels, key_mask=queue.filled

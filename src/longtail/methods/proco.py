@@ -71,12 +71,13 @@ class ProCo(JointContrast):
         return loss
 
     def readings(self) -> dict[str, Tensor]:
-        """Bits of label information on the training batch, and the mean concentration of the classes."""
+        """Bits of label information on the training batch, and the geometric mean of the classes' concentrations."""
         found = super().readings()
         if self.contrasts:
             known = self.estimate.known
             _, concentrations = self.estimate.parameters_of_classes()
-            found["concentration"] = concentrations.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)
+            logs = concentrations.clamp(min=1e-6).log().masked_fill(~known, 0.0)
+            found["concentration"] = (logs.sum() / known.sum().clamp(min=1)).exp()
         return found
 
 

@@ -8,7 +8,8 @@ classifier view > encoder, frozen > head > cross entropy    (stage "classifier":
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,24 +20,76 @@ from longtail.data.loading import Batch
 from longtail.losses import LogitAdjustedCrossEntropy
 from longtail.methods.base import Method, MethodContext, Stage
 from longtail.methods.decoupled import Decoupled
-from longtail.methods.ready import ready_representation
 from longtail.metrics import label_entropy_bits
 from longtail.models import Classifier, ProjectionHead, feature_dim
+
+
+class LinearProbe(Decoupled):
+    """A linear classifier trained by plain cross entropy on an encoder that stays as it is (linear evaluation)."""
+
+    passes = 1 / 3  # forward through the encoder; the head costs nothing beside it
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self.prior_strength = self.prior_of(context.config)
+        self.loss = LogitAdjustedCrossEntropy(context.train.class_counts, self.prior_strength)
+        # As in LogitAdjustment: with other shares of the classes the loss says nothing of H(Y).
+        self.informs = self.sampler == "instance"
+        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
+        self._bits: Tensor | None = None
+
+    @staticmethod
+    def prior_of(config: TrainConfig) -> float:
+        """Return how strongly log p(c) is added to the logits while they are trained."""
+        return 0.0
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Cross entropy of the head on frozen features, logit-adjusted if there is a prior."""
+        loss = self.loss(self.head(self.features(batch.views["classifier"])), batch.labels)
+        if self.informs:
+            self._bits = self.entropy - loss.detach() / math.log(2)
+        return {"classifier" if self.informs else "rebalanced": loss}
+
+    def readings(self) -> dict[str, Tensor]:
+        """Bits of label information on the training batch: H(Y) - L, optimistic because the batch is trained on."""
+        return {} if self._bits is None else {"bits": self._bits}
+
+    def classifier(self) -> Classifier:
+        """Frozen encoder and head; the projection stayed behind."""
+        return self.context.build_classifier(self.encoder, self.head, self.prior_strength)
+
+
+class CosineProbe(LinearProbe):
+    """A cosine classifier with logit adjustment on an encoder that stays as it is."""
+
+    head_kind: ClassVar[str] = "cosine"
+
+    @staticmethod
+    def prior_of(config: TrainConfig) -> float:
+        """Return the run's prior strength."""
+        return config.loss.prior_strength
 
 
 class Representation(Method):
     """An encoder that learns by the contrast of two views; what a method adds is the contrast.
 
     The classifier's stage has the same registered name: it is the one that takes a representation.
+
+    Attributes:
+        contrast: name of the loss.
+        probe: the classifier that is trained on it.
     """
 
     passes = 2.0
     classifies = False
     contrast: ClassVar[str]
-    head_kind: ClassVar[str] = "linear"
+    probe: ClassVar[type[LinearProbe]] = LinearProbe
     own_options: ClassVar[tuple[str, ...]] = (
         *("views.", "loss.temperature", "queue.projection_dim", "decoupled.run", "decoupled.epochs"),
     )
+    # No head was trained beside the encoder, so this one has all to learn: a ninth of the epochs leaves rare classes
+    # unlearned. A step costs a sixth of one of the representation.
+    defaults: ClassVar[Mapping[str, Any]] = {"decoupled.epochs": lambda chosen: chosen["epochs"]}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__()
@@ -44,37 +97,26 @@ class Representation(Method):
         self.views = {name: resolved(getattr(context.config.views, name)) for name in ("query", "key")}
         self.encoder = context.build_encoder()
         # Not trained; it only makes the representation a model that can be kept and loaded as any other.
-        self.head = context.build_head(self.encoder, self.head_kind).requires_grad_(False)
+        self.head = context.build_head(self.encoder, "linear").requires_grad_(False)
         self.projection = ProjectionHead(feature_dim(self.encoder), resolved(context.config.queue.projection_dim))
 
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
         """The representation, unless a finished run stands for it, and the classifier on it."""
-        backbone, own = resolved(config.backbone), config.decoupled
-        classifier = Stage("classifier", name, backbone, resolved(own.epochs), takes="representation", ready=own.run)
-        if own.run:
-            return [classifier]
-        weights = config.pretrained or "none"
-        epochs = resolved(config.epochs)
-        return [Stage("representation", name, backbone, epochs, weights=weights, sampler="instance"), classifier]
+        backbone, own, weights = resolved(config.backbone), config.decoupled, config.pretrained or "none"
+        first = Stage("representation", name, backbone, resolved(config.epochs), weights=weights, sampler="instance")
+        last = Stage("classifier", name, backbone, resolved(own.epochs), takes="representation", ready=own.run)
+        return [last] if own.run else [first, last]
 
     @classmethod
     def build(cls, context: MethodContext) -> Method:
         """Build the representation, or the classifier for the stage that takes one."""
-        if context.stage.takes is None:
-            return cls(context)
-        return FrozenEncoderClassifier(context, cls.head_kind, cls.classifier_prior(context.config))
-
-    @classmethod
-    def classifier_prior(cls, config: TrainConfig) -> float:
-        """Return how strongly log p(c) is added to the classifier's logits while it is trained."""
-        return 0.0
+        return cls(context) if context.stage.takes is None else cls.probe(context)
 
     @classmethod
     def check(cls, config: TrainConfig, train: LabelledImages) -> None:
-        """A ready representation must be of the same encoder and take the same images."""
-        if config.decoupled.run is not None:
-            ready_representation(config, train)
+        """A representation that is ready must fit the images, as for the decoupled methods."""
+        Decoupled.check(config, train)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The contrast of both views, which go through the encoder in one pass."""
@@ -88,31 +130,3 @@ class Representation(Method):
     def classifier(self) -> Classifier:
         """The encoder, below a head that nothing has trained."""
         return self.context.build_classifier(self.encoder, self.head, 0.0)
-
-
-class FrozenEncoderClassifier(Decoupled):
-    """A classifier trained on the features of an encoder that stays as it is (linear evaluation)."""
-
-    # Forward only, and no gradient but the head's.
-    passes = 1 / 3
-
-    def __init__(self, context: MethodContext, head_kind: str, prior_strength: float) -> None:
-        super().__init__(context, head_kind)
-        self.prior_strength = prior_strength
-        self.loss = LogitAdjustedCrossEntropy(context.train.class_counts, prior_strength)
-        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
-        self._bits: Tensor | None = None
-
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Cross entropy of the classifier view, logit-adjusted if there is a prior."""
-        loss = self.loss(self.head(self.features(batch.views["classifier"])), batch.labels)
-        self._bits = self.entropy - loss.detach() / math.log(2)
-        return {"classifier": loss}
-
-    def readings(self) -> dict[str, Tensor]:
-        """Bits of label information on the training batch: H(Y) - L, optimistic because the batch is trained on."""
-        return {} if self._bits is None else {"bits": self._bits}
-
-    def classifier(self) -> Classifier:
-        """Frozen encoder and head; the projection stayed behind."""
-        return self.context.build_classifier(self.encoder, self.head, self.prior_strength)

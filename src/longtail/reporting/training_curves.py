@@ -23,7 +23,7 @@ LOSSES = {
 READINGS = {
     "lr": "Learning rate",
     "temperature": "Contrast temperature",
-    "concentration": "Mean concentration of the classes",
+    "concentration": "Concentration of the classes, geometric mean",
     "bits": "Label information, bits",
     "test_top1": "Test top-1",
     "test_balanced_accuracy": "Test balanced accuracy",

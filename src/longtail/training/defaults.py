@@ -61,8 +61,11 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
 
     def choose(key: str, value: Any) -> Any:
         given = get_option(config, key)
-        chosen[key] = own.get(key, value) if given is None else given
-        return chosen[key]
+        if given is None:
+            given = own.get(key, value)
+            given = given(chosen) if callable(given) else given
+        chosen[key] = given
+        return given
 
     backbone = choose("backbone", _fitting_encoder(side, files))
     # The teacher of a CIFAR ResNet-32 is a ResNet-56, as published; other encoders teach their own kind.
