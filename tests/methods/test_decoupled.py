@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_methods import build, loader_for
 
 import longtail
+from conftest import run
 from longtail.config import replace_options
 from longtail.data import Framing
 from longtail.errors import UserError
@@ -20,9 +21,6 @@ from longtail.methods import METHODS, get_method, is_read
 from longtail.methods.decoupled import ClassifierRetraining, Decoupled, NearestClassMean, ScaledHead
 from longtail.models import Classifier, CosineHead, LinearHead
 from longtail.training.guard import Interrupted
-from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder
-from longtail.training.stages import run_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("crt", "lws", "tau_norm", "ncm")
@@ -197,16 +195,6 @@ def test_a_class_without_images_is_nearest_to_nothing(tiny_config, tiny_splits):
 
 
 # --- Whole runs
-
-
-def run(path, config, splits, **how):
-    folder = RunFolder(path, **how)
-    try:
-        if not folder.holds_run:
-            folder.write_config(config)
-        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
-    finally:
-        folder.close()
 
 
 def results(path):

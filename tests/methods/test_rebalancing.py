@@ -13,15 +13,13 @@ import pytest
 import torch
 from test_methods import build, loader_for
 
+from conftest import run
 from longtail.data.samplers import SAMPLERS
 from longtail.errors import UserError
 from longtail.methods import MethodContext, Stage, get_method, is_read
 from longtail.methods.ldam import LDAM
 from longtail.models import Classifier, CosineHead, LinearHead
 from longtail.training.guard import Interrupted
-from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder
-from longtail.training.stages import run_stages
 
 COUNTS = [24, 9, 2]
 PRIOR = torch.tensor(COUNTS) / 35
@@ -107,16 +105,6 @@ def test_deferred_weights_begin_in_place_with_their_epoch(name, tiny_config, tin
         torch.testing.assert_close(values[progress], unweighted)
     assert values[0.8] == values[0.9]
     assert abs(values[0.8] - unweighted) > 1e-4
-
-
-def run(path, config, splits, **how):
-    folder = RunFolder(path, **how)
-    try:
-        if not folder.holds_run:
-            folder.write_config(config)
-        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
-    finally:
-        folder.close()
 
 
 def losses_of(path):

@@ -7,29 +7,17 @@ import pytest
 import torch
 
 import longtail
+from conftest import run
 from longtail.config import replace_options
 from longtail.methods import get_method
 from longtail.methods.representation import LinearProbe
 from longtail.models import Classifier
 from longtail.training.guard import Interrupted
 from longtail.training.neighbours import nearest, read_keys
-from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder
-from longtail.training.stages import run_stages
 from longtail.training.time_estimate import estimate_time
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json"]
-
-
-def run(path, config, splits, **how):
-    folder = RunFolder(path, **how)
-    try:
-        if not folder.holds_run:
-            folder.write_config(config)
-        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
-    finally:
-        folder.close()
 
 
 def results(path):

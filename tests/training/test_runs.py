@@ -10,27 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import run
 from longtail.config import replace_options
 from longtail.errors import UserError
 from longtail.methods.gml import GML
 from longtail.models import Classifier
 from longtail.training.guard import Diverged, Interrupted
-from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder
-from longtail.training.stages import run_stages
 
 RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json", "per_class.csv"]
 RESULTS += [f"teacher/{name}" for name in ("model.safetensors", "model.json", "evaluation.json")]
-
-
-def run(path, config, splits, **how):
-    folder = RunFolder(path, **how)
-    try:
-        if not folder.holds_run:
-            folder.write_config(config)
-        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
-    finally:
-        folder.close()
 
 
 def assert_finite(path):

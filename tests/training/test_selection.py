@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import run
 from longtail.data import ImageSet
 from longtail.errors import UserError
 from longtail.files import load_meta
@@ -21,25 +22,12 @@ from longtail.training import stages
 from longtail.training.calibration import calibrate, read_calibration, read_temperature, validation_notes
 from longtail.training.evaluation import load_predictions, summarise
 from longtail.training.guard import Interrupted
-from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder
 from longtail.training.shortlists import with_shortlists
-from longtail.training.stages import run_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RESULTS = "model.safetensors model.json metrics.jsonl evaluation.json per_class.csv validation.safetensors".split()
 RESULTS += ["validation.json", "calibration.json"]
-
-
-def run(path, config, splits, **how):
-    folder = RunFolder(path, **how)
-    try:
-        if not folder.holds_run:
-            folder.write_config(config)
-        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
-    finally:
-        folder.close()
 
 
 def results(path, names=RESULTS):
