@@ -13,9 +13,11 @@ from longtail.errors import UserError
 from longtail.methods import METHODS
 from longtail.models import build_encoder
 from longtail.options import make_config, read_recipe, recipe_files, recipe_text
+from longtail.studies.rows import plus
 from longtail.training.schedule import learning_rate_factor
 
 RECIPES = sorted(recipe_files())
+PLUS = "cifar100-lt-imbalance100-gml-plus"
 
 # Suh & Seo, ICML 2023, section 4, Table 3 and the authors' release.
 PUBLISHED = {
@@ -78,7 +80,17 @@ LARGE = {
 
 def test_every_published_row_and_the_demo_have_a_recipe():
     small = (small_cifar_name(imbalance) for imbalance in SMALL_CIFAR_ROWS)
-    assert sorted(["demo", *(cifar_name(*row) for row in CIFAR_ROWS), *small, *LARGE]) == RECIPES
+    ours = ("demo", PLUS)
+    assert sorted([*ours, *(cifar_name(*row) for row in CIFAR_ROWS), *small, *LARGE]) == RECIPES
+
+
+def test_gml_plus_is_the_longer_published_recipe_and_what_its_study_tries():
+    plain, own = read_recipe(cifar_name(100, 400)), read_recipe(PLUS)
+    changed = {key: value for key, value in own.items() if plain.get(key) != value}
+    (every,) = (row for row in plus(make_config(plain)) if row.name == "gml + all of these")
+    assert {"method": "gml"} | changed == every.options
+    assert set(plain) - set(own) == {"optimiser.milestones", "optimiser.decay"}
+    assert "not yet measured" in recipe_text(PLUS)
 
 
 @pytest.mark.parametrize("imbalance", SMALL_CIFAR_ROWS)
