@@ -25,7 +25,7 @@ class SupConLoss(nn.Module):
     ``q(p) = exp(z_i . z_p / temperature) / sum over a in A(i) of exp(z_i . z_a / temperature)``, the loss of a query is
 
     - log ``"inside"`` the mean: ``-mean over p of log q(p)``, Eq. 2 of the paper, there called L_out because the *sum*
-      stands outside of the log. The paper's choice (78.7 against 67.4 % on ImageNet), and what most code computes;
+      stands outside of the log. The paper's choice, and what most code computes;
     - log ``"outside"`` the mean: ``-log(mean over p of q(p))``, Eq. 3, there called L_in. Where keys and queries are
       apart and all classes have n keys, it is ``GMLLoss`` without a prior (Suh & Seo, ICML 2023) plus log n.
 
