@@ -13,9 +13,6 @@ from longtail.config import replace_options
 from longtail.data import DataSplits, ImageSet
 from longtail.options import make_config
 from longtail.training.defaults import resolve
-from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder
-from longtail.training.stages import run_stages
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -171,17 +168,6 @@ def tiny_config(tiny_splits):
         return replace_options(resolve(make_config(options), tiny_splits)[0], {"out": "unused"})
 
     return build
-
-
-def run(path, config, splits, **how):
-    """Train all stages of a run in the folder `path`, or go on there (resume=True); return its evaluation."""
-    folder = RunFolder(path, **how)
-    try:
-        if not folder.holds_run:
-            folder.write_config(config)
-        return run_stages(config, splits, folder, ProgressReporter(quiet=True))
-    finally:
-        folder.close()
 
 
 class Killed(BaseException):

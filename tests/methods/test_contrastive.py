@@ -12,6 +12,7 @@ from longtail.config import replace_options
 from longtail.data.loading import Batch, ResidentLoader
 from longtail.data.views import build_view
 from longtail.errors import UserError
+from longtail.losses import PaCoLoss
 from longtail.losses.bessel import log_bessel
 from longtail.methods import MethodContext, Stage, get_method
 from longtail.models import CosineHead, LinearHead
@@ -320,7 +321,11 @@ def test_a_contrast_of_weight_zero_costs_no_view(name, tiny_config, tiny_splits)
 def test_what_is_deployed_is_an_ordinary_classifier(name, strength, tmp_path, tiny_config, tiny_splits):
     method, _ = ready(name, tiny_config(method=name), tiny_splits)
     deployed = method.classifier()
-    torch.testing.assert_close(deployed.logit_prior, torch.full((3,), 1 / 3))
+    implied = torch.full((3,), 1 / 3)
+    if name == "paco":
+        positives = (method.queue.capacity + 7) * torch.tensor([24.0, 9.0, 2.0]) / 35
+        implied = 1 / (1 + 0.05 * positives)
+    torch.testing.assert_close(deployed.logit_prior, implied / implied.sum())
     parts = {key.split(".")[0] for key in deployed.state_dict()}
     assert parts <= {"encoder", "head", "mean", "std", "class_counts", "logit_prior"}
 
@@ -350,3 +355,25 @@ def test_a_step_in_bfloat16_at_a_low_temperature(name, tiny_config, tiny_splits)
     assert all(value.dtype == torch.float32 and bool(value.isfinite()) for value in losses.values())
     sum(losses.values()).backward()
     assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
+
+
+def test_the_prior_that_pacos_centres_imply():
+    """Of features that say nothing, the best centres have the softmax that the deployed model's prior says."""
+    counts, capacity, alpha = torch.tensor([90.0, 10.0]), 400, 0.05
+    loss = PaCoLoss(counts.long(), alpha=alpha, temperature=0.2)
+    keys = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    labels = torch.arange(2).repeat_interleave(counts.long())
+    key_labels = torch.arange(2).repeat_interleave(torch.tensor([360, 40]))
+    centres = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([centres], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        value = loss(centres.expand(100, 2), keys.expand(100, 2), labels, keys.expand(400, 2), key_labels)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    # The deployed prior takes the mean over batches, (B - 1 + capacity) times the class's share; this batch is at hand.
+    implied = 1 / (1 + alpha * (counts - 1 + capacity * counts / 100))
+    torch.testing.assert_close(centres.detach().softmax(0).float(), implied / implied.sum(), atol=2e-4, rtol=0)

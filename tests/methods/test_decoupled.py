@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from test_methods import build, loader_for
 
 import longtail
-from conftest import run
 from longtail.config import replace_options
 from longtail.data import Framing
 from longtail.errors import UserError
@@ -21,6 +20,7 @@ from longtail.methods import METHODS, get_method, is_read
 from longtail.methods.decoupled import ClassifierRetraining, Decoupled, NearestClassMean, ScaledHead
 from longtail.models import Classifier, CosineHead, LinearHead
 from longtail.training.guard import Interrupted
+from whole_runs import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("crt", "lws", "tau_norm", "ncm")
@@ -358,6 +358,31 @@ def test_a_cosine_head_cannot_be_rescaled(name, tiny_config, tiny_splits, tmp_pa
         get_method(name).check(config, tiny_splits.train)
     with pytest.raises(UserError, match="cosine head"):
         build(name, config, tiny_splits, model)
+
+
+def test_another_ready_run_is_taken_where_a_run_is_overwritten(ready, tmp_path):
+    given = {"data": "digits-lt", "device": "cpu", "quiet": True, "epochs": 1}
+    longtail.train(**given, method="cross_entropy", seed=5, out=str(tmp_path / "other"))
+    given |= {"out": str(tmp_path / "ncm"), "overwrite": True}
+    for taken in (ready / "cross_entropy", tmp_path / "other"):
+        longtail.train(**given, method="ncm", decoupled={"run": str(taken)})
+        kept, wanted = (
+            load_file(place / "model.safetensors") for place in (tmp_path / "ncm" / "representation", taken)
+        )
+        assert all(torch.equal(value, wanted[name]) for name, value in kept.items())
+    longtail.train(**given, method="cross_entropy")
+    assert not (tmp_path / "ncm" / "representation").exists()
+
+
+@pytest.mark.parametrize("name", ["crt", "ncm"])
+def test_what_a_method_does_not_read_moves_none_of_its_stages(name, tmp_path, tiny_config, tiny_splits):
+    unread = {"loss__mixup": 0.5, "loss__class_weights": "inverse", "loss__post_hoc_strength": 1.0}
+    assert not any(get_method(name).reads(key.replace("__", ".")) for key in unread)
+    models = []
+    for changes in ({}, unread):
+        run(tmp_path / str(len(changes)), tiny_config(method=name, **changes), tiny_splits)
+        models.append((tmp_path / str(len(changes)) / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
 
 
 def test_every_one_of_the_family_is_tested_here():

@@ -13,13 +13,13 @@ import pytest
 import torch
 from test_methods import build, loader_for
 
-from conftest import run
 from longtail.data.samplers import SAMPLERS
 from longtail.errors import UserError
 from longtail.methods import MethodContext, Stage, get_method, is_read
 from longtail.methods.ldam import LDAM
 from longtail.models import Classifier, CosineHead, LinearHead
 from longtail.training.guard import Interrupted
+from whole_runs import run
 
 COUNTS = [24, 9, 2]
 PRIOR = torch.tensor(COUNTS) / 35
@@ -88,23 +88,49 @@ def test_balanced_softmax_is_logit_adjustment_at_strength_one(tiny_config, tiny_
 def test_deferred_weights_begin_in_place_with_their_epoch(name, tiny_config, tiny_splits):
     changes = {"loss__class_weights": "effective", "loss__deferred_from": 0.8}
     changes = {} if name == "ldam_drw" else changes  # its defaults
+    changes["epochs"] = 20
     method = build(name, tiny_config(method=name, **changes), tiny_splits).eval()
     plain = build(name, tiny_config(method=name, loss__class_weights="none"), tiny_splits).eval()
     batch = loader_for(method, tiny_splits).load(0, 0)
     place = method.loss.class_weights.data_ptr()
     (unweighted,) = plain(batch, 0.0).values()
     values = {}
-    for progress in (None, 0.0, 0.79, 0.8, 0.9, 0.2):
+    for progress in (None, 0.0, 0.75, 0.8, 0.9, 0.2):
         if progress is not None:
             method.on_epoch(progress)
         (values[progress],) = method(batch, math.nan).values()
         assert method.loss.class_weights.data_ptr() == place
         wanted = torch.tensor(effective(0.9999)) if (progress or 0) >= 0.8 else torch.ones(3)
         torch.testing.assert_close(method.loss.class_weights, wanted, rtol=1e-5, atol=0)
-    for progress in (None, 0.0, 0.79, 0.2):
+    for progress in (None, 0.0, 0.75, 0.2):
         torch.testing.assert_close(values[progress], unweighted)
     assert values[0.8] == values[0.9]
     assert abs(values[0.8] - unweighted) > 1e-4
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (8, 6), (200, 160)])
+def test_deferred_weights_begin_when_a_milestone_would_and_in_the_last_epoch_at_least(
+    epochs, first, tiny_config, tiny_splits
+):
+    method = build("ldam_drw", tiny_config(method="ldam_drw", epochs=epochs), tiny_splits)
+    begun = []
+    for epoch in range(epochs):
+        method.on_epoch(epoch / epochs)
+        begun.append(not torch.equal(method.loss.class_weights, torch.ones(3)))
+    assert begun.index(True) == first
+    assert all(begun[first:])
+
+
+@pytest.mark.parametrize("changes", [{"loss__mixup": 0.5}, {"sampler": "class_balanced"}, {}], ids=str)
+def test_gml_names_its_loss_by_what_it_can_be_compared_with(changes, tiny_config, tiny_splits):
+    previous = build("logit_adjustment", tiny_config(), tiny_splits).classifier()
+    method = build("gml", tiny_config(**changes), tiny_splits, previous)
+    loader = loader_for(method, tiny_splits)
+    method.prepare(loader.fetch, loader.labels)
+    batch = loader.load(0, 0)
+    method.update_memory(batch)
+    assert ("classifier" in method(batch, 0.0)) == (not changes)
+    assert ("bits" in method.readings()) == ("sampler" not in changes)
 
 
 def losses_of(path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import longtail
-from conftest import run
 from longtail.config import replace_options
 from longtail.methods import get_method
 from longtail.methods.representation import LinearProbe
@@ -15,6 +14,7 @@ from longtail.models import Classifier
 from longtail.training.guard import Interrupted
 from longtail.training.neighbours import nearest, read_keys
 from longtail.training.time_estimate import estimate_time
+from whole_runs import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import run
 from longtail.config import replace_options
 from longtail.errors import UserError
 from longtail.methods.gml import GML
 from longtail.models import Classifier
 from longtail.training.guard import Diverged, Interrupted
 from longtail.training.run_folder import RunFolder
+from whole_runs import run
 
 RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json", "per_class.csv"]
 RESULTS += [f"teacher/{name}" for name in ("model.safetensors", "model.json", "evaluation.json")]

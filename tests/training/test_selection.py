@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import run
 from longtail.data import ImageSet
 from longtail.errors import UserError
 from longtail.files import load_meta
@@ -23,6 +22,7 @@ from longtail.training.calibration import calibrate, read_calibration, read_temp
 from longtail.training.evaluation import load_predictions, summarise
 from longtail.training.guard import Interrupted
 from longtail.training.shortlists import with_shortlists
+from whole_runs import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

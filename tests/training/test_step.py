@@ -12,7 +12,7 @@ from torch import nn
 from longtail.config import replace_options
 from longtail.data.loading import Batch, ResidentLoader
 from longtail.data.views import build_view
-from longtail.methods import METHODS, MethodContext, Stage, get_method
+from longtail.methods import METHODS, MethodContext, Stage, get_method, logit_adjustment
 from longtail.methods.decoupled import Decoupled
 from longtail.training.capture import WARM_UP, CapturedStep
 from longtail.training.ema import MovingAverage
@@ -110,6 +110,19 @@ def test_sharpness_aware_steps_equal_a_plain_loop(name, tiny_config, tiny_splits
     for (label, value), other in zip(method.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5, msg=lambda text, label=label: f"{label}: {text}")
     assert step.sums.so_far()[1]["classifier"] == pytest.approx(logged / 3, rel=1e-5)
+
+
+def test_both_passes_of_a_sharpness_aware_step_draw_the_same(tiny_config, tiny_splits, monkeypatch):
+    method, loader, config = build("cross_entropy", tiny_config(loss__mixup=1.0), tiny_splits)
+    step, shares = step_of(method, config, sharpness=0.3), []
+    real = logit_adjustment.mixup
+    monkeypatch.setattr(logit_adjustment, "mixup", lambda *given: shares.append(real(*given)) or shares[-1])
+    for number in range(3):
+        torch.manual_seed(number)
+        step(loader.load(0, number), 0.0)
+    found = [float(mixed.share) for mixed in shares]
+    assert found[::2] == found[1::2]
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])

@@ -79,6 +79,11 @@ class MethodContext:
         """Whether the stage trains the run's own method: not a teacher, say, which its rebalancing leaves alone."""
         return self.stage.method == self.config.method
 
+    @property
+    def mixup(self) -> float:
+        """Alpha of mixup in this stage, 0 for none."""
+        return self.config.loss.mixup if self.of_run else 0.0
+
     def class_weights(self) -> Tensor | None:
         """Return the weight of each class in the loss, float32 ``[C]``, or None if all weigh alike."""
         loss = self.config.loss

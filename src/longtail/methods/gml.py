@@ -56,6 +56,9 @@ class GML(Method):
         # A term of weight 0 costs nothing: no view, no pass through the teacher, no queue to fill.
         self.contrasts = resolved(config.loss.contrast_weight) > 0
         self.sampler = context.sampler
+        # As in LogitAdjustment: with other shares of the classes, or blended images, losses say nothing of H(Y).
+        self.as_trained = self.sampler == "instance"
+        self.classifier_name = "classifier" if self.as_trained and context.mixup == 0 else "rebalanced"
         self.views = {"classifier": resolved(config.views.classifier)}
         if self.contrasts:
             self.views["query"] = resolved(config.views.query)
@@ -194,11 +197,11 @@ class GML(Method):
         """L_cls + L_GML (+ distillation), weighted."""
         size = len(batch.labels)
         # One pass for both views: their BatchNorm statistics are joint, as in the authors' release.
-        mixed = mixup(batch.views["classifier"], batch.labels, self.options.mixup)
+        mixed = mixup(batch.views["classifier"], batch.labels, self.context.mixup)
         views = [mixed.images, *([batch.views["query"]] if self.contrasts else [])]
         features = self.encoder(torch.cat(views))
         logits = self.head(features[:size])
-        losses = {"classifier": self.options.classifier_weight * mixed.loss(self.classifier_loss, logits)}
+        losses = {self.classifier_name: self.options.classifier_weight * mixed.loss(self.classifier_loss, logits)}
         if self.contrasts:
             queries = self.query_projection(features[size:])
             # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
@@ -223,10 +226,8 @@ class GML(Method):
         """Temperature, and bits of label information H(Y) - L_GML without a sample's own keys."""
         if not self.contrasts:
             return {}
-        return {
-            "temperature": self.contrast_loss.temperature.detach(),
-            "bits": self.contrast_loss.information,
-        }
+        temperature = self.contrast_loss.temperature.detach()
+        return {"temperature": temperature, **({"bits": self.contrast_loss.information} if self.as_trained else {})}
 
     def classifier(self) -> Classifier:
         """Student encoder and cosine head; projections, queue and teacher stay behind."""

@@ -52,7 +52,7 @@ class LogitAdjustment(Method):
         self.loss = self.build_loss(None if self.balancing is None else torch.ones_like(self.balancing))
         self.on_epoch(0.0)
         # H(Y) - L says something of the labels only where both are taken over the training images as they are.
-        plain = self.balancing is None and context.config.loss.mixup == 0
+        plain = self.balancing is None and context.mixup == 0
         self.informs = plain and self.sampler == "instance"
         # Nor is it measured by the entropy of the labels then, so the log has another name for it.
         self.loss_name = "classifier" if self.informs else "rebalanced"
@@ -80,12 +80,14 @@ class LogitAdjustment(Method):
     def on_epoch(self, progress: float) -> None:
         """Let the classes' weights begin when their time has come; in place, for a captured step."""
         if self.balancing is not None and self.loss.class_weights is not None:
-            begun = progress >= resolved(self.context.config.loss.deferred_from)
+            # The epoch that is nearest to it, as a schedule's milestones; of few epochs the last at least.
+            epochs, deferred = self.context.stage.epochs, resolved(self.context.config.loss.deferred_from)
+            begun = round(progress * epochs) >= min(round(deferred * epochs), epochs - 1)
             self.loss.class_weights.copy_(self.balancing if begun else torch.ones_like(self.balancing))
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The loss of the classifier view."""
-        mixed = mixup(batch.views["classifier"], batch.labels, self.context.config.loss.mixup)
+        mixed = mixup(batch.views["classifier"], batch.labels, self.context.mixup)
         loss = mixed.loss(self.loss, self.head(self.encoder(mixed.images)))
         if self.informs:
             self._bits = self.entropy - loss.detach() / math.log(2)

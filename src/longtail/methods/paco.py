@@ -23,6 +23,7 @@ from torch import Tensor
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
 from longtail.data.loading import Batch
+from longtail.data.samplers import class_shares
 from longtail.errors import UserError
 from longtail.losses import LogitAdjustedCrossEntropy, PaCoLoss
 from longtail.memory import FifoQueue, MomentumTeacher
@@ -108,5 +109,13 @@ class PaCo(Method):
         return {} if self._bits is None else {"bits": self._bits}
 
     def classifier(self) -> Classifier:
-        """Student encoder and centres; projection, momentum encoder and queue stay behind."""
-        return self.context.build_classifier(self.encoder, self.head, self.prior_strength)
+        """Student encoder and centres; projection, momentum encoder and queue stay behind.
+
+        A sample's own centre gets 1 / (1 + alpha |P|) of its target, and |P| grows with its class: so the centres'
+        softmax implies fewer of the frequent classes than a uniform prior does.
+        """
+        config, counts = self.context.config, self.context.train.class_counts.tolist()
+        shares = torch.tensor(class_shares(self.sampler, counts, 1.0), dtype=torch.float64)
+        positives = (resolved(config.batch_size) - 1 + self.queue.capacity) * shares
+        weights = 1 / (1 + config.loss.paco_alpha * positives)
+        return self.context.build_classifier(self.encoder, self.head, self.prior_strength, weights)

@@ -22,7 +22,8 @@ def imbalance(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
     names = list(dict.fromkeys(row.row.name for panel in panels for row in panel.rows))
     by_name: dict[str, list[tuple[float, RowResult]]] = {name: [] for name in names}
     for panel in panels:
-        factor = float(panel.panel.options.get("imbalance", panel.panel.facts.largest / panel.panel.facts.smallest))
+        options, facts = panel.panel.options, panel.panel.facts
+        factor = float(options["imbalance"] if "imbalance" in options else facts.largest / facts.smallest)
         for row in panel.rows:
             by_name[row.row.name].append((factor, row))
     lines = []

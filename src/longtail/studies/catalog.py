@@ -125,7 +125,8 @@ _EACH: list[Study] = [
     Study(
         "switches",
         "GML's switches, one at a time",
-        "Each row changes one option of the first.",
+        "Each row turns one thing of the first. Without a prior its teacher has none either, and from a momentum "
+        "encoder nothing is distilled.",
         rows=rows.switches,
     ),
     Study(

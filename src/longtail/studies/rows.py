@@ -34,12 +34,16 @@ _CAPACITY_FACTORS = (0.5, 1, 2, 4)
 _MINIMUMS = (1, 2, 4)
 
 
+# Nothing is distilled from a moving average of the student, whose first weights are random.
+_MOMENTUM = {"teacher.kind": "momentum", "loss.distillation_weight": 0.0}
+
+
 def teacher_student(base: TrainConfig) -> list[Row]:
     """BCL and GML without a frozen teacher, and with one; GML cannot do without a network that fills its queue."""
     return [
         Row("bcl", {"method": "bcl", "teacher.kind": "none"}, published="bcl"),
         Row("bcl, frozen teacher", {"method": "bcl", "teacher.kind": "frozen"}, against="bcl"),
-        Row("gml, momentum encoder", {"method": "gml", "teacher.kind": "momentum"}),
+        Row("gml, momentum encoder", {"method": "gml", **_MOMENTUM}),
         Row("gml, frozen teacher", {"method": "gml", "teacher.kind": "frozen"}, "gml, momentum encoder", "gml"),
     ]
 
@@ -86,7 +90,7 @@ def switches(base: TrainConfig) -> list[Row]:
     turned: dict[str, dict[str, Any]] = {
         "prior strength 0": {"loss.prior_strength": 0.0},
         "one FIFO queue": {"queue.kind": "fifo"},
-        "momentum encoder": {"teacher.kind": "momentum"},
+        "momentum encoder": _MOMENTUM,
         "sum over a class's keys": {"loss.class_pooling": "sum"},
         "own key out": {"loss.exclude_own_key": True},
         "fixed temperature": {"loss.learn_temperature": False},

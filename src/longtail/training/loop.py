@@ -219,7 +219,9 @@ class StageRun:
 
     def _maybe_captured(self, step: TrainingStep) -> Step:
         """Return the step, captured where the device can and the method's step is the same all through."""
-        if not can_capture(self.job.device) or not self.config.capture or self.method.uses_progress:
+        # Sharpness-aware steps put the generators back in their middle, which no recording holds.
+        fixed = not self.method.uses_progress and not self.config.optimiser.sharpness
+        if not can_capture(self.job.device) or not self.config.capture or not fixed:
             return step
         return CapturedStep(step, CudaRecorder(self.job.device), self.job.progress.say)
 

@@ -94,8 +94,8 @@ def run_stages(
             if restored is not None and restored[1]["stage"] > number:
                 finished[stage.name] = Classifier.load(target)
                 continue
-            previous = _previous(stage, finished, folder.path)
             resumed = restored is not None
+            previous = _previous(stage, finished, folder.path, resumed)
             context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed)
             job = StageJob(
                 number=number,
@@ -140,11 +140,12 @@ def run_stages(
     return evaluation
 
 
-def _previous(stage: Stage, finished: dict[str, Classifier], folder: Path) -> Classifier | None:
+def _previous(stage: Stage, finished: dict[str, Classifier], folder: Path, resumed: bool) -> Classifier | None:
     """Return the classifier that a stage takes: of an earlier stage, or of a ready run, which is copied here."""
     if stage.takes is None or stage.ready is None:
         return None if stage.takes is None else finished[stage.takes]
     kept = folder / stage.takes
-    if not (kept / "model.json").exists():
+    # A stage that goes on keeps what it began with; one that begins takes nothing that an earlier run left here.
+    if not resumed or not (kept / "model.json").exists():
         Classifier.load(stage.ready).save(kept)
     return Classifier.load(kept)

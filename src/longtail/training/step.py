@@ -6,7 +6,9 @@ has to tell (its losses, and whether it was refused because something was not fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ class TrainingStep:
         self.sums, self.guard = EpochSums(), StepGuard(first, device)
         self._statistics = NormStatistics(method, device)
         self._first_pass = NormStatistics(method, device) if sharpness else None
+        self._generators: list[Callable[[], None]] = []
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision that the networks run in."""
@@ -69,6 +72,7 @@ class TrainingStep:
         self._statistics.keep()
         with self.autocast():
             self.method.update_memory(batch)
+            self._generators = _generator_states(self.device) if self.sharpness else []
             losses = self.method(batch, progress)
         readings = self.method.readings()
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
@@ -100,6 +104,9 @@ class TrainingStep:
         pass, and only that enters the statistics of batch normalisation.
         """
         first_pass.keep()
+        # The same masks and blends as in the first pass: it is one loss whose neighbourhood is asked about.
+        for restore in self._generators:
+            restore()
         values = [p.detach() for p in trained]
         kept = [value.clone() for value in values]
         gradient = [p.grad for p in trained if p.grad is not None]
@@ -111,3 +118,12 @@ class TrainingStep:
             torch.autograd.backward(torch.stack(list(losses.values())).sum())
         torch._foreach_copy_(values, kept)
         first_pass.undo()
+
+
+def _generator_states(device: torch.device) -> list[Callable[[], None]]:
+    """Return functions that put torch's generators, the host's and the device's, back to where they are now."""
+    states: list[Callable[[], None]] = [partial(torch.random.set_rng_state, torch.random.get_rng_state())]
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        states.append(partial(module.set_rng_state, module.get_rng_state(device), device))
+    return states
