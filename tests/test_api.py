@@ -166,7 +166,8 @@ def test_config_holds_every_option_resolved(result):
     assert (config.data, config.method, config.backbone, config.batch_size) == ("digits-lt", "gml", "small_net", 32)
     left_open = [key for key, value in parse_values(values, "").items() if value is None]
     assert set(left_open) == {
-        *("imbalance", "root", "folds", "image_size", "teacher.run", "optimiser.clip_norm", "optimiser.ema"),
+        *("imbalance", "root", "folds", "image_size", "teacher.run", "decoupled.run"),
+        *("optimiser.clip_norm", "optimiser.ema"),
         *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
         *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),
     }

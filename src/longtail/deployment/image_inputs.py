@@ -72,9 +72,9 @@ def find_images(words: Sequence[str | os.PathLike[str]], channels: int, size: tu
                 sources[-1].append(path)
             else:
                 sources.append([path])
-    if not words or [*words] == ["-"]:
-        raise UserError("no image was named.")
     if not any(len(source) for source in sources):
+        if not words or [*words] == ["-"]:
+            raise UserError("no image was named.")
         endings = ", ".join(sorted(IMAGE_ENDINGS)[:5])
         raise UserError(f"no image in {' '.join(map(str, words))}; images in folders end in {endings} or the like.")
     return sources
