@@ -31,6 +31,7 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for an unknown ``kind`` (method, encoder, ...), with near matches named first."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    same = [known_name for known_name in names if known_name.lower() == name.lower()]
+    near = same or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}."
     return UserError(f"unknown {kind} {name!r}; {hint}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from longtail.config import TrainConfig, resolved
@@ -42,6 +44,8 @@ def ready_representation(config: TrainConfig, train: LabelledImages) -> Classifi
             "--decoupled.run cannot be used with --folds: that representation has seen images that the folds test "
             "on; leave it out, so that every fold trains its own."
         )
+    if not (Path(run) / "model.json").exists():
+        raise UserError(f"--decoupled.run {run} is no folder of a finished run.")
     model = Classifier.load(run)
     check_same_images("representation", model, config, train)
     if model.spec["encoder"] != config.backbone:

@@ -11,6 +11,7 @@ from longtail.data import DataSplits
 from longtail.errors import UserError
 from longtail.methods import METHODS, get_method
 from longtail.options import make_config, read_recipe
+from longtail.studies.catalog import METHODS as ALL
 from longtail.studies.catalog import RECIPES, Study
 from longtail.studies.cells import Cell, DataFacts, data_facts, make_cells, quick
 from longtail.studies.rows import Row
@@ -120,7 +121,9 @@ def _check_given(given: Mapping[str, Any]) -> None:
 
 def _methods(study: Study, methods: Sequence[str]) -> tuple[str, ...]:
     if not methods:
-        return tuple(name for name in study.methods if name in METHODS)
+        # Methods that were registered by others belong to the study of all methods too.
+        others = [name for name in METHODS if name not in ALL] if study.methods == ALL else []
+        return (*(name for name in study.methods if name in METHODS), *others)
     if not study.methods:
         raise UserError(f"the study {study.name} has its own rows; leave out --methods.")
     for name in methods:

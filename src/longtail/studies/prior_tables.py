@@ -56,7 +56,7 @@ def prior(panels: Sequence[PanelResult], ledger: Ledger) -> Addition:
             f"prior-{number}",
             f"Accuracy by test set: {title}",
             "From the training set's own tail (left) over balanced to the converse (right); f: forward, b: backward.",
-            [_line(name, each, names, known) for name, each in found.items() for known in ("unknown", "estimated")],
+            [_line(name, each, names, known) for name, each in found.items() for known in KNOWLEDGE],
             x_title="test set",
             as_percent=True,
             ticks=[(float(k), name.replace("forward ", "f").replace("backward ", "b")) for k, name in enumerate(names)],

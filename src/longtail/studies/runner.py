@@ -40,7 +40,7 @@ def run_cells(cells: Sequence[Cell], ledger: Ledger, jobs: int, say: ProgressRep
     board, began = Board(cells, ledger), time.monotonic()
     for cell in board.refused:
         say.say(f"{named(cell)}: failed: {cell.refused}")
-    if board.waiting and board.over > len(board.refused):
+    if board.over > len(board.refused):
         say.say(f"finished before: {board.over - len(board.refused)} of {counted(board.total, 'cell')}.")
 
     def tell(outcome: Outcome) -> None:

@@ -81,6 +81,8 @@ def _figures(result: PanelResult) -> Table:
     counts = {len(row.finished) for row in result.rows if row.finished}
     if counts - {1}:
         notes.append(f"±: {INTERVAL}; n: seeds that are finished.")
+    if 1 in counts:
+        notes.append("n = 1: no interval, and a difference of one seed may be luck.")
     notes += [note for note in dict.fromkeys(interval_note(count, "seeds") for count in sorted(counts)) if note]
     if any(_takes(row) for row in result.rows):
         notes.append("time: training of a cell, without the stages that it took from another cell.")
