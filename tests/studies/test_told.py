@@ -75,7 +75,7 @@ def test_published_figures_stand_beside_their_rows(run, monkeypatch):
     assert [p["top1_percent"] for p in panel["rows"][1]["published"]] == [[53.0], [54.0], [53.12]]
     assert "TCL" in {p["method"] for p in panel["published_without_a_row"]}
     text = Path("study/study.md").read_text()
-    assert "53 (200 epochs, Suh & Seo, ICML 2023)".replace("&", "&amp;") in text
+    assert "53.0 (200 epochs, Suh & Seo, ICML 2023)".replace("&", "&amp;") in text
     assert "44.6 (200 epochs, independent re-run, DBM, AAAI 2025)" in text
     assert re.search(r"TCL +\| +58\.7 \| +ResNet-32 \| +- \| +reported for TCL", text)
 

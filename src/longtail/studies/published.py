@@ -54,7 +54,8 @@ class Published:
         """The figure and where it holds: ``53.0 (200 epochs, Suh & Seo, ICML 2023)``."""
         length = [f"{self.epochs} epochs"] if self.epochs is not None else []
         # With as many decimals as were published, but one at least.
-        return f"{'-'.join(f'{value:g}' if value % 1 else f'{value:.1f}' for value in self.top1)} ({', '.join([*length, self.source])})"
+        top1 = "-".join(f"{value:g}" if value % 1 else f"{value:.1f}" for value in self.top1)
+        return f"{top1} ({', '.join([*length, self.source])})"
 
     def record(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
