@@ -289,3 +289,9 @@ def test_weights_that_begin_without_being_there(tiny_config, tiny_splits):
     assert (config.loss.class_weights, config.loss.deferred_from) == ("effective", 0.8)
     assert tiny_config(method="class_balanced").loss.deferred_from == 0
     assert tiny_config(method="ldam").loss.class_weights == "none"
+
+
+def test_class_balanced_needs_weights(tiny_config, tiny_splits):
+    config = tiny_config(method="class_balanced", loss__class_weights="none")
+    with pytest.raises(UserError, match="use --method cross_entropy"):
+        get_method("class_balanced").check(config, tiny_splits.train)
