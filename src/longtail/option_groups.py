@@ -184,8 +184,8 @@ class DecoupledOptions:
 
     Attributes:
         run: folder of a finished run whose encoder is the representation, instead of training one.
-        epochs: of the classifier's stage; default: a ninth of the epochs, as 10 after 90, at least 5; for ``infonce`` and
-            ``supcon``, which train no head beside the encoder, as many as ``epochs``.
+        epochs: of the classifier's stage; default: a ninth of the epochs, as 10 after 90, at least 5; for ``infonce``
+            and ``supcon``, which train no head beside the encoder, as many as ``epochs``.
         tau: exponent of tau-normalisation: class weights are divided by their norm to the power of tau.
     """
 
