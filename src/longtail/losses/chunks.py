@@ -19,8 +19,8 @@ def in_chunks(sums: Sums, rows: int, queries: Tensor, keys: Tensor, log_temperat
 
     The sums are scalars, so each part's gradients are known but for one factor, and are taken while its similarities
     are at hand: three products a part. Recomputing them in the backward pass (``torch.utils.checkpoint``) takes four
-    and the powers twice: 1.4 to 1.6 times as long at 65,536 queries, 16,384 to 4096 keys (``benchmarks/memory.py``). What
-    stays until the backward pass is one gradient of queries and one of keys.
+    and the powers twice: 1.4 to 1.6 times as long at 65,536 queries, 16,384 to 4096 keys (``benchmarks/memory.py``).
+    What stays until the backward pass is one gradient of queries and one of keys.
 
     Args:
         sums: must depend on queries and keys through the loss only, on the log temperature through the term only.
