@@ -12,7 +12,6 @@ Finished runs of the same code are kept in --runs and not trained again. Figures
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -34,15 +33,6 @@ DIFFERENCES = (
     ("gml-cache1", "gml"),
 )
 FIGURES = ("balanced_accuracy", "many", "medium", "few", "worst_class", "ece", "mutual_information_bits")
-
-
-def code_version() -> str:
-    """Return a hash of the package's source: runs of other code are not read."""
-    source = Path(__file__).parent.parent / "src" / "longtail"
-    digest = hashlib.sha256()
-    for file in sorted(source.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def cell(row: str, seed: int, epochs: int | None, runs: Path) -> dict[str, float]:
@@ -77,6 +67,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-digits"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "digits.json")
     options = parser.parse_args()
+
+    from longtail.studies.ledger import code_version
+
     options.runs = options.runs / code_version()
     cells = [(row, seed) for seed in range(options.seeds) for row in ROWS]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:

@@ -26,10 +26,10 @@ import torch
 from sklearn.datasets import load_digits
 
 import longtail
-from digits import code_version
 from longtail.data.counts import class_profile, long_tailed_indices
 from longtail.data.digits import digits_lt
 from longtail.metrics import mean_interval
+from longtail.studies.ledger import code_version
 from longtail.training.run_folder import environment
 
 PRIORS = ("none", "uniform", "train", "estimate", "true")

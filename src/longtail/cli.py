@@ -28,9 +28,8 @@ _OWN = {
 }
 
 # How often a thread that waits for work looks again before it sleeps (GNU OpenMP; read when torch is loaded). Its
-# default is so often that on a busy machine those that wait take the time of those that work: on two cores beside two
-# other programs a small network took 2 to 17 times as long as with this; on idle cores there was no difference.
-_SPINS = "30000"
+# default is so often that on a busy machine those that wait take the time of those that work (benchmarks/busy.py).
+SPINS = "30000"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -39,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line ``words`` (default: the process's) and return the exit code."""
     words = list(sys.argv[1:] if words is None else words)
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         return _run(words)
     except UserError as error:

@@ -193,6 +193,6 @@ def _value(name: str, text: str, annotation: str) -> Any:
                 return convert(text)
             except ValueError:
                 if "str" in kinds:
-                    return text.replace(",", " ").split() if annotation.startswith("Sequence") else text
+                    return text
                 raise UserError(f"--{name} must be {what}, got {text!r}.") from None
     return text.replace(",", " ").split() if annotation.startswith("Sequence") else text

@@ -11,6 +11,10 @@ HIGHEST = 1e5
 """Largest concentration: a class of one image has no spread, and its likelihood no maximum."""
 
 
+FIRST_IMAGES = 64
+"""Images of a class, at most, that the means of the first epoch are taken over."""
+
+
 class ClassDirections(nn.Module):
     """Von Mises-Fisher parameters of each class from the mean of its features over the last epoch.
 
@@ -58,7 +62,7 @@ class ClassDirections(nn.Module):
         self,
         labels: Tensor,
         encode: Callable[[Tensor, Tensor], Tensor],
-        images_per_class: int = 64,
+        images_per_class: int = FIRST_IMAGES,
         batch_size: int = 256,
     ) -> None:
         """Set the means in use from the first images of each class, in data order.

@@ -92,6 +92,12 @@ class MethodContext:
             return None
         return balancing_weights(self.train.class_counts, kind, loss.effective_beta).float()
 
+    def drawn_shares(self) -> Tensor:
+        """Return the share of each class in what the stage's last epoch draws, float64 ``[C]``."""
+        progress = 1.0 - 1.0 / max(self.stage.epochs, 1)
+        shares = class_shares(self.sampler, self.train.class_counts.tolist(), progress)
+        return torch.tensor(shares, dtype=torch.float64)
+
     def build_encoder(self) -> nn.Module:
         """Return the stage's encoder, initialised from torch's current random state or from the stage's weights."""
         encoder = build_encoder(self.stage.backbone, self.train.channels, self.train.image_size)
@@ -122,9 +128,7 @@ class MethodContext:
         prior = shares.pow(1.0 - prior_strength)
         if prior_strength > 1:  # a class without an image would be infinitely frequent
             prior = torch.where(counts > 0, prior, 0.0)
-        # Of progressive sampling, the last epoch counts.
-        drawn = class_shares(self.sampler, counts.tolist(), 1.0 - 1.0 / max(self.stage.epochs, 1))
-        prior *= torch.where(counts > 0, torch.tensor(drawn, dtype=torch.float64) / shares, 1.0)
+        prior *= torch.where(counts > 0, self.drawn_shares() / shares, 1.0)
         if class_weights is not None:
             prior *= torch.where(counts > 0, class_weights.detach().cpu().double(), 1.0)
         kind = "cosine" if isinstance(head, CosineHead) else "linear"
@@ -216,6 +220,10 @@ class Method(nn.Module):
 
     def recompute(self, fetch: Fetch, labels: Tensor) -> None:
         """Compute what no checkpoint holds because it can be had again; as ``prepare`` is called. Default: nothing."""
+
+    def images_prepared(self) -> int:
+        """Return how many images ``recompute`` and ``prepare`` send through an encoder, for the time it takes."""
+        return 0
 
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
         """Fill the memory before the first step. ``labels [N]`` are those of the training set. Default: nothing."""

@@ -25,9 +25,9 @@ from longtail.errors import UserError
 from longtail.losses import BalancedContrastiveLoss
 from longtail.memory import FrozenTeacher
 from longtail.methods.base import MethodContext, Stage
-from longtail.methods.gml import check_teacher, with_teacher
+from longtail.methods.gml import check_ready_teacher, check_teacher, with_teacher
 from longtail.methods.joint import JointContrast
-from longtail.models import Classifier, ProjectionHead, feature_dim
+from longtail.models import ProjectionHead, feature_dim
 
 
 class BCL(JointContrast):
@@ -75,16 +75,7 @@ class BCL(JointContrast):
         """The teacher is frozen or there is none; a ready one must know the same classes and images."""
         if config.teacher.kind == "momentum":
             raise UserError("bcl has no queue for --teacher.kind momentum to fill; use frozen or none.")
-        if config.teacher.run is None:
-            return
-        if config.teacher.kind != "frozen":
-            raise UserError("--teacher.run gives a frozen teacher; add --teacher.kind frozen, or leave it out.")
-        if config.folds is not None:
-            raise UserError(
-                "--teacher.run cannot be used with --folds: that teacher has seen images that the folds test on; leave "
-                "it out, so that every fold trains its own."
-            )
-        check_teacher(Classifier.load(config.teacher.run), config, train)
+        check_ready_teacher(config, train)
 
     def contrasted(self, projected: Tensor, batch: Batch) -> Tensor:
         """Samples against each other and the prototypes, or against the teacher's samples and the prototypes."""

@@ -239,6 +239,10 @@ class NearestClassMean(_ClosedForm):
         self.head.requires_grad_(False)  # filled by ``prepare``
         self.fetched_views = {"plain": "none"}
 
+    def images_prepared(self) -> int:
+        """All of them."""
+        return len(self.context.train)
+
     @torch.no_grad()
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
         """Make the class means the head's weights."""

@@ -18,11 +18,8 @@ class Focal(LogitAdjustment):
     """
 
     head_kind: ClassVar[str] = "linear"
+    own_name: ClassVar[str] = "focal"
     own_options: ClassVar[tuple[str, ...]] = (*OF_ONE_VIEW, "loss.focal_gamma")
-
-    def __init__(self, context: MethodContext, prior_strength: float) -> None:
-        super().__init__(context, prior_strength)
-        self.informs, self.loss_name = False, "focal"
 
     def build_loss(self, class_weights: Tensor | None) -> FocalLoss:
         """Return the focal loss with the run's exponent."""

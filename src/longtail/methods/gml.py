@@ -28,8 +28,9 @@ from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
 from longtail.memory import ClassQueue, FifoQueue, FrozenTeacher, MomentumTeacher, TeacherCache
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
+from longtail.methods.label_bits import LabelBits
 from longtail.methods.mixup import mixup
-from longtail.methods.ready import check_same_images
+from longtail.methods.ready import check_same_images, ready_model
 from longtail.models import Classifier, CosineHead, ProjectionHead, UnitVectors, build_encoder, feature_dim
 
 CACHE_SHARE = 0.5
@@ -56,9 +57,7 @@ class GML(Method):
         # A term of weight 0 costs nothing: no view, no pass through the teacher, no queue to fill.
         self.contrasts = resolved(config.loss.contrast_weight) > 0
         self.sampler = context.sampler
-        # As in LogitAdjustment: with other shares of the classes, or blended images, losses say nothing of H(Y).
-        self.as_trained = self.sampler == "instance"
-        self.classifier_name = "classifier" if self.as_trained and context.mixup == 0 else "rebalanced"
+        self.classifier_name = LabelBits(context, context.mixup == 0).loss_name
         self.views = {"classifier": resolved(config.views.classifier)}
         if self.contrasts:
             self.views["query"] = resolved(config.views.query)
@@ -145,16 +144,7 @@ class GML(Method):
             )
         if config.teacher.cache:
             check_cache(config, train)
-        if config.teacher.run is None:
-            return
-        if config.folds is not None:
-            raise UserError(
-                "--teacher.run cannot be used with --folds: that teacher has seen images that the folds test on; leave "
-                "it out, so that every fold trains its own."
-            )
-        if config.teacher.kind != "frozen":
-            raise UserError("--teacher.run gives a frozen teacher; leave out --teacher.kind momentum or --teacher.run.")
-        check_teacher(Classifier.load(config.teacher.run), config, train)
+        check_ready_teacher(config, train)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weight decay on everything but the temperature, which it would pull towards 1."""
@@ -170,6 +160,13 @@ class GML(Method):
         """Fill the cache of the teacher's features, if there is one."""
         if self.cache is not None:
             self.cache.fill(lambda ids, rounds: self.teacher.features(fetch("key", ids, rounds)))
+
+    def images_prepared(self) -> int:
+        """A key a slot; with a cache, each of its views of every image."""
+        if not self.contrasts:
+            return 0
+        views = self.context.config.teacher.cache
+        return views * len(self.context.train) if views else self.queue.capacity
 
     @torch.no_grad()
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
@@ -227,7 +224,10 @@ class GML(Method):
         if not self.contrasts:
             return {}
         temperature = self.contrast_loss.temperature.detach()
-        return {"temperature": temperature, **({"bits": self.contrast_loss.information} if self.as_trained else {})}
+        return {
+            "temperature": temperature,
+            **({"bits": self.contrast_loss.information} if self.sampler == "instance" else {}),
+        }
 
     def classifier(self) -> Classifier:
         """Student encoder and cosine head; projections, queue and teacher stay behind."""
@@ -275,6 +275,18 @@ def check_cache(config: TrainConfig, train: LabelledImages) -> None:
             f"--teacher.cache {config.teacher.cache} keeps {needed / 2**30:.1f} GiB of features ({len(train)} images), "
             f"but {free / 2**30:.1f} GiB of memory are free; use fewer views, or 0."
         )
+
+
+def check_ready_teacher(config: TrainConfig, train: LabelledImages) -> None:
+    """Raise :class:`UserError` if there is a ``teacher.run`` that cannot be the frozen teacher of ``train``."""
+    if config.teacher.run is None:
+        return
+    if config.teacher.kind != "frozen":
+        raise UserError(
+            f"--teacher.run gives a frozen teacher, not --teacher.kind {config.teacher.kind}; leave one of them out, "
+            "or give --teacher.kind frozen."
+        )
+    check_teacher(ready_model(config, "teacher.run", "teacher"), config, train)
 
 
 def check_teacher(teacher: Classifier, config: TrainConfig, train: LabelledImages) -> None:

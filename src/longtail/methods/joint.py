@@ -6,7 +6,6 @@ query (and key) view  > student > projection                --> L_contrast
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Self
 
 import torch
@@ -16,7 +15,7 @@ from longtail.config import resolved
 from longtail.data.loading import Batch
 from longtail.losses import LogitAdjustedCrossEntropy
 from longtail.methods.base import Method, MethodContext
-from longtail.metrics import label_entropy_bits
+from longtail.methods.label_bits import LabelBits
 from longtail.models import Classifier, ProjectionHead, feature_dim
 
 
@@ -49,10 +48,7 @@ class JointContrast(Method):
         self.head = context.build_head(self.encoder, "cosine")
         self.projection = ProjectionHead(feature_dim(self.encoder), resolved(config.queue.projection_dim))
         self.classifier_loss = LogitAdjustedCrossEntropy(context.train.class_counts, config.loss.prior_strength)
-        # As in LogitAdjustment: with other shares of the classes the loss says nothing of H(Y).
-        self.informs = self.sampler == "instance"
-        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
-        self._bits: Tensor | None = None
+        self.label_bits = LabelBits(context)
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:
@@ -64,9 +60,8 @@ class JointContrast(Method):
         size = len(batch.labels)
         features = self.encoder(torch.cat([batch.views[name] for name in ("classifier", *self.contrast_views)]))
         loss = self.classifier_loss(self.head(features[:size]), batch.labels)
-        if self.informs:
-            self._bits = self.entropy - loss.detach() / math.log(2)
-        losses = {"classifier" if self.informs else "rebalanced": self.options.classifier_weight * loss}
+        self.label_bits.see(loss)
+        losses = {self.label_bits.loss_name: self.options.classifier_weight * loss}
         if self.contrasts:
             losses[self.contrast] = self.contrast_weight * self.contrasted(self.projection(features[size:]), batch)
         return losses
@@ -76,8 +71,8 @@ class JointContrast(Method):
         raise TypeError(f"{type(self).__name__} does not say what it contrasts")
 
     def readings(self) -> dict[str, Tensor]:
-        """Bits of label information on the training batch: H(Y) - L, optimistic because the batch is trained on."""
-        return {} if self._bits is None else {"bits": self._bits}
+        """Bits of label information."""
+        return self.label_bits.readings()
 
     def classifier(self) -> Classifier:
         """Student encoder and cosine head; the projection and all that it is compared with stay behind."""

@@ -20,11 +20,8 @@ class LDAM(LogitAdjustment):
     Its softmax is not calibrated to any prior; the training prior, weighted, is what it is taken to imply.
     """
 
+    own_name: ClassVar[str] = "ldam"
     own_options: ClassVar[tuple[str, ...]] = (*OF_ONE_VIEW, "loss.max_margin", "loss.scale")
-
-    def __init__(self, context: MethodContext, prior_strength: float) -> None:
-        super().__init__(context, prior_strength)
-        self.informs, self.loss_name = False, "ldam"
 
     def build_loss(self, class_weights: Tensor | None) -> LDAMLoss:
         """Return the loss with the run's largest margin, on the scale of the cosine head."""

@@ -8,7 +8,6 @@ trained on a cosine head, as L_cls of GML is. Either may weigh the classes, from
 from __future__ import annotations
 
 import copy
-import math
 from typing import ClassVar, Self
 
 import torch
@@ -20,8 +19,8 @@ from longtail.data.loading import Batch
 from longtail.errors import UserError
 from longtail.losses import FocalLoss, LDAMLoss, LogitAdjustedCrossEntropy
 from longtail.methods.base import Method, MethodContext
+from longtail.methods.label_bits import LabelBits
 from longtail.methods.mixup import mixup
-from longtail.metrics import label_entropy_bits
 from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models import Classifier
 
@@ -33,9 +32,13 @@ class LogitAdjustment(Method):
     """Logit-adjusted cross entropy on a cosine classifier: L_cls of the paper, and its teacher.
 
     Other losses of one classifier view are subclasses that say what ``build_loss`` gives.
+
+    Attributes:
+        own_name: of the loss in the log, where it is no cross entropy; "" = as it compares with the labels' entropy.
     """
 
     head_kind: ClassVar[str] = "cosine"
+    own_name: ClassVar[str] = ""
     own_options: ClassVar[tuple[str, ...]] = (*OF_ONE_VIEW, "loss.prior_strength", "loss.scale")
     loss: LogitAdjustedCrossEntropy | FocalLoss | LDAMLoss
     balancing: Tensor | None
@@ -51,13 +54,8 @@ class LogitAdjustment(Method):
         self.register_buffer("balancing", context.class_weights(), persistent=False)
         self.loss = self.build_loss(None if self.balancing is None else torch.ones_like(self.balancing))
         self.on_epoch(0.0)
-        # H(Y) - L says something of the labels only where both are taken over the training images as they are.
-        plain = self.balancing is None and context.mixup == 0
-        self.informs = plain and self.sampler == "instance"
-        # Nor is it measured by the entropy of the labels then, so the log has another name for it.
-        self.loss_name = "classifier" if self.informs else "rebalanced"
-        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
-        self._bits: Tensor | None = None
+        plain = self.balancing is None and context.mixup == 0 and not self.own_name
+        self.label_bits = LabelBits(context, plain)
 
     def build_loss(self, class_weights: Tensor | None) -> LogitAdjustedCrossEntropy | FocalLoss | LDAMLoss:
         """Return the loss of logits and labels, with these weights ``[C]`` in its buffer ``class_weights``."""
@@ -89,13 +87,12 @@ class LogitAdjustment(Method):
         """The loss of the classifier view."""
         mixed = mixup(batch.views["classifier"], batch.labels, self.context.mixup)
         loss = mixed.loss(self.loss, self.head(self.encoder(mixed.images)))
-        if self.informs:
-            self._bits = self.entropy - loss.detach() / math.log(2)
-        return {self.loss_name: loss}
+        self.label_bits.see(loss)
+        return {self.own_name or self.label_bits.loss_name: loss}
 
     def readings(self) -> dict[str, Tensor]:
-        """Bits of label information on the training batch: H(Y) - L, optimistic because the batch is trained on."""
-        return {} if self._bits is None else {"bits": self._bits}
+        """Bits of label information."""
+        return self.label_bits.readings()
 
     def classifier(self) -> Classifier:
         """Encoder and head; the implied prior follows from prior strength, sampler and weights."""

@@ -13,7 +13,6 @@ BatchNorm uses averaged statistics, and no shuffling among devices is needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -23,12 +22,11 @@ from torch import Tensor
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
 from longtail.data.loading import Batch
-from longtail.data.samplers import class_shares
 from longtail.errors import UserError
 from longtail.losses import LogitAdjustedCrossEntropy, PaCoLoss
 from longtail.memory import FifoQueue, MomentumTeacher
 from longtail.methods.base import Fetch, Method, MethodContext
-from longtail.metrics import label_entropy_bits
+from longtail.methods.label_bits import LabelBits
 from longtail.models import Classifier, ProjectionHead, feature_dim
 
 
@@ -58,10 +56,7 @@ class PaCo(Method):
         self.prior_strength = config.loss.prior_strength
         self.loss = PaCoLoss(counts, config.loss.paco_alpha, resolved(config.loss.temperature), self.prior_strength)
         self.centre_loss = LogitAdjustedCrossEntropy(counts, self.prior_strength)
-        # As in LogitAdjustment: with other shares of the classes the loss says nothing of H(Y).
-        self.informs = self.sampler == "instance"
-        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
-        self._bits: Tensor | None = None
+        self.label_bits = LabelBits(context)
 
     @classmethod
     def build(cls, context: MethodContext) -> Self:
@@ -80,6 +75,10 @@ class PaCo(Method):
                 "a queue about as long as the training set holds all that there is to hold."
             )
 
+    def images_prepared(self) -> int:
+        """A key a slot."""
+        return self.queue.capacity
+
     @torch.no_grad()
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:
         """Fill every slot of the queue with keys of real images."""
@@ -95,9 +94,8 @@ class PaCo(Method):
         """L_PaCo of the query view; this batch's keys are the newest of the queue."""
         features = self.encoder(batch.views["query"])
         logits = self.head(features)
-        if self.informs:
-            with torch.no_grad():
-                self._bits = self.entropy - self.centre_loss(logits, batch.labels) / math.log(2)
+        with torch.no_grad():
+            self.label_bits.see(self.centre_loss(logits, batch.labels))
         queue = self.queue
         loss = self.loss(
             logits, self.projection(features), batch.labels, queue.features, queue.labels, key_mask=queue.filled
@@ -105,8 +103,8 @@ class PaCo(Method):
         return {"paco": loss}
 
     def readings(self) -> dict[str, Tensor]:
-        """Bits of label information of the centres on the training batch, optimistic because it is trained on."""
-        return {} if self._bits is None else {"bits": self._bits}
+        """Bits of label information of the centres."""
+        return self.label_bits.readings()
 
     def classifier(self) -> Classifier:
         """Student encoder and centres; projection, momentum encoder and queue stay behind.
@@ -114,8 +112,7 @@ class PaCo(Method):
         A sample's own centre gets 1 / (1 + alpha |P|) of its target, and |P| grows with its class: so the centres'
         softmax implies fewer of the frequent classes than a uniform prior does.
         """
-        config, counts = self.context.config, self.context.train.class_counts.tolist()
-        shares = torch.tensor(class_shares(self.sampler, counts, 1.0), dtype=torch.float64)
-        positives = (resolved(config.batch_size) - 1 + self.queue.capacity) * shares
+        config = self.context.config
+        positives = (resolved(config.batch_size) - 1 + self.queue.capacity) * self.context.drawn_shares()
         weights = 1 / (1 + config.loss.paco_alpha * positives)
         return self.context.build_classifier(self.encoder, self.head, self.prior_strength, weights)

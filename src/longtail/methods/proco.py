@@ -21,6 +21,7 @@ from longtail.config import resolved
 from longtail.data.loading import Batch
 from longtail.losses import ProCoLoss
 from longtail.memory import ClassDirections
+from longtail.memory.class_directions import FIRST_IMAGES
 from longtail.methods.base import Fetch, MethodContext
 from longtail.methods.joint import JointContrast
 
@@ -38,6 +39,11 @@ class ProCo(JointContrast):
         width = resolved(context.config.queue.projection_dim)
         self.contrast_loss = ProCoLoss(train.class_counts, resolved(options.temperature), options.prior_strength)
         self.estimate = ClassDirections(train.num_classes, width)
+
+    def images_prepared(self) -> int:
+        """Some of each class."""
+        counts = self.context.train.class_counts
+        return int(counts.clamp(max=FIRST_IMAGES).sum()) if self.contrasts else 0
 
     @torch.no_grad()
     def prepare(self, fetch: Fetch, labels: Tensor) -> None:

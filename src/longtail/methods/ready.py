@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from longtail.config import TrainConfig, resolved
+from longtail.config import TrainConfig, get_option
 from longtail.data import LabelledImages
 from longtail.errors import UserError
 from longtail.models import Classifier
@@ -32,25 +32,34 @@ def check_same_images(what: str, model: Classifier, config: TrainConfig, train: 
             )
 
 
+def ready_model(config: TrainConfig, option: str, what: str) -> Classifier:
+    """Return the model of the finished run that ``option`` names, which is to be the ``what`` of this one.
+
+    Raises:
+        UserError: it has seen what folds test on, or is no run.
+    """
+    run = str(get_option(config, option))
+    if config.folds is not None:
+        raise UserError(
+            f"--{option} cannot be used with --folds: that {what} has seen images that the folds test on; leave it "
+            "out, so that every fold trains its own."
+        )
+    if not (Path(run) / "model.json").exists():
+        raise UserError(f"--{option} {run} is no folder of a finished run.")
+    return Classifier.load(run)
+
+
 def ready_representation(config: TrainConfig, train: LabelledImages) -> Classifier:
     """Return the model of ``decoupled.run``, whose encoder stands for the representation of ``train``.
 
     Raises:
         UserError: it has seen what folds test on, or is of other images or another encoder.
     """
-    run = resolved(config.decoupled.run)
-    if config.folds is not None:
-        raise UserError(
-            "--decoupled.run cannot be used with --folds: that representation has seen images that the folds test "
-            "on; leave it out, so that every fold trains its own."
-        )
-    if not (Path(run) / "model.json").exists():
-        raise UserError(f"--decoupled.run {run} is no folder of a finished run.")
-    model = Classifier.load(run)
+    model = ready_model(config, "decoupled.run", "representation")
     check_same_images("representation", model, config, train)
     if model.spec["encoder"] != config.backbone:
         raise UserError(
-            f"the representation in {run} is of a {model.spec['encoder']}, this run has --backbone {config.backbone}; "
-            f"use --backbone {model.spec['encoder']}."
+            f"the representation in {config.decoupled.run} is of a {model.spec['encoder']}, this run has --backbone "
+            f"{config.backbone}; use --backbone {model.spec['encoder']}."
         )
     return model

@@ -7,7 +7,6 @@ classifier view > encoder, frozen > head > cross entropy    (stage "classifier":
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from longtail.data.loading import Batch
 from longtail.losses import LogitAdjustedCrossEntropy
 from longtail.methods.base import Method, MethodContext, Stage
 from longtail.methods.decoupled import Decoupled
-from longtail.metrics import label_entropy_bits
+from longtail.methods.label_bits import LabelBits
 from longtail.models import Classifier, ProjectionHead, feature_dim
 
 
@@ -33,10 +32,7 @@ class LinearProbe(Decoupled):
         super().__init__(context)
         self.prior_strength = self.prior_of(context.config)
         self.loss = LogitAdjustedCrossEntropy(context.train.class_counts, self.prior_strength)
-        # As in LogitAdjustment: with other shares of the classes the loss says nothing of H(Y).
-        self.informs = self.sampler == "instance"
-        self.entropy = label_entropy_bits(context.train.labels, context.train.num_classes)
-        self._bits: Tensor | None = None
+        self.label_bits = LabelBits(context)
 
     @staticmethod
     def prior_of(config: TrainConfig) -> float:
@@ -46,13 +42,12 @@ class LinearProbe(Decoupled):
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Cross entropy of the head on frozen features, logit-adjusted if there is a prior."""
         loss = self.loss(self.head(self.features(batch.views["classifier"])), batch.labels)
-        if self.informs:
-            self._bits = self.entropy - loss.detach() / math.log(2)
-        return {"classifier" if self.informs else "rebalanced": loss}
+        self.label_bits.see(loss)
+        return {self.label_bits.loss_name: loss}
 
     def readings(self) -> dict[str, Tensor]:
-        """Bits of label information on the training batch: H(Y) - L, optimistic because the batch is trained on."""
-        return {} if self._bits is None else {"bits": self._bits}
+        """Bits of label information."""
+        return self.label_bits.readings()
 
     def classifier(self) -> Classifier:
         """Frozen encoder and head; the projection stayed behind."""

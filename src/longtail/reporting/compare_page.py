@@ -17,6 +17,7 @@ from longtail.reporting.comparison import Comparison
 from longtail.reporting.run_record import read_log
 from longtail.reporting.svg import Plot, Scale, linear_scale, number, percent
 from longtail.reporting.templates import templates
+from longtail.reporting.training_curves import LOSSES
 
 HUES = 6
 """Colours that lines take in turn; from the seventh group on they are dashed."""
@@ -24,17 +25,7 @@ _SHARES = ("top1", "balanced_accuracy", "many", "medium", "few")
 _CURVES = {
     "val_balanced_accuracy": "Validation balanced accuracy",
     "test_balanced_accuracy": "Test balanced accuracy (only watched)",
-    "classifier": "Classifier loss",
-    "rebalanced": "Rebalanced classifier loss",
-    "focal": "Focal loss",
-    "ldam": "LDAM loss",
-    "gml": "GML contrast loss",
-    "infonce": "InfoNCE loss",
-    "supcon": "Supervised contrast loss",
-    "bcl": "Balanced contrast loss",
-    "paco": "PaCo loss",
-    "proco": "ProCo contrast loss",
-    "distillation": "Distillation loss",
+    **LOSSES,
     "bits": "Label information on training images, bits",
 }
 Curve = tuple[int, list[tuple[int, float]]]

@@ -14,11 +14,8 @@ from longtail.errors import unknown_name
 from longtail.studies import rows
 from longtail.studies.rows import Row
 
-METHODS = (
-    *("cross_entropy", "infonce", "focal", "class_balanced", "ldam", "ldam_drw", "logit_adjustment"),
-    *("balanced_softmax", "crt", "lws", "tau_norm", "ncm", "supcon", "supcon_la", "paco", "bcl", "proco", "gml"),
-)
-"""All methods, in the order in which they are shown."""
+ALL_METHODS = ("all",)
+"""Stands for every method that is registered when the study is planned, in the registry's order."""
 CIFAR_RECIPE = "cifar100-lt-imbalance100-200epochs"
 RECIPES = {
     "cifar10-lt": CIFAR_RECIPE,
@@ -44,7 +41,8 @@ class Study:
         text: a line for the list.
         reading: what to look for, in a sentence or two, for the page.
         rows: from the resolved options of GML on the data to the rows; not asked where there are ``methods``.
-        methods: the rows' methods, unless ``--methods`` names others; () where ``--methods`` makes no sense.
+        methods: the rows' methods (or :data:`ALL_METHODS`), unless ``--methods`` names others; () where ``--methods``
+            makes no sense.
         panels: options that stay the same in a table: the data, and what goes through several values.
         recipe: whose settings the cells have, whatever the data; None = by the data (:data:`RECIPES`).
         adds: what is told beside the table, a name of ``longtail.studies.additions``; "" = nothing.
@@ -66,7 +64,7 @@ _EACH: list[Study] = [
         "all methods on one data set (digits-lt unless --data names another)",
         "Rows share data, augmentation, schedule and evaluation. A difference whose interval holds 0 is not shown to "
         "be one.",
-        methods=METHODS,
+        methods=ALL_METHODS,
     ),
     Study(
         "cifar",

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from longtail.data import DataSplits
-from longtail.errors import UserError
+from longtail.errors import UserError, unknown_name
 from longtail.methods import METHODS, get_method
 from longtail.options import make_config, read_recipe
-from longtail.studies.catalog import METHODS as ALL
-from longtail.studies.catalog import RECIPES, Study
+from longtail.studies.catalog import ALL_METHODS, RECIPES, Study
 from longtail.studies.cells import Cell, DataFacts, data_facts, make_cells, quick
 from longtail.studies.rows import Row
 from longtail.training.defaults import resolve
@@ -67,6 +66,7 @@ def make_plan(
     data: str | None = None,
     methods: Sequence[str] = (),
     recipe: str | None = None,
+    against: str | None = None,
     seeds: int = 1,
     say: ProgressReporter | None = None,
 ) -> Plan:
@@ -78,6 +78,7 @@ def make_plan(
         data: in place of the study's own.
         methods: in place of the study's own.
         recipe: in place of the one that fits the data.
+        against: name of the row that all others are compared with, in place of the study's own.
         seeds: how many.
         say: tells of what is read.
 
@@ -96,6 +97,10 @@ def make_plan(
         splits = read_splits(quick(make_config({**base, "method": "gml"})), say)
         facts = data_facts(splits)
         rows = _rows(study, chosen, base, splits, given)
+        if against is not None:
+            if against not in (known := [row.name for row in rows]):
+                raise unknown_name("row", against, known)
+            rows = [replace(row, against=against) for row in rows]
         title = _title(options, given)
         panels.append(Panel(title, options, facts, tuple(rows)))
         for row in rows:
@@ -121,9 +126,7 @@ def _check_given(given: Mapping[str, Any]) -> None:
 
 def _methods(study: Study, methods: Sequence[str]) -> tuple[str, ...]:
     if not methods:
-        # Methods that were registered by others belong to the study of all methods too.
-        others = [name for name in METHODS if name not in ALL] if study.methods == ALL else []
-        return (*(name for name in study.methods if name in METHODS), *others)
+        return tuple(METHODS) if study.methods == ALL_METHODS else study.methods
     if not study.methods:
         raise UserError(f"the study {study.name} has its own rows; leave out --methods.")
     for name in methods:

@@ -42,6 +42,7 @@ def study(
     seeds: int = 3,
     jobs: int = 1,
     recipe: str | None = None,
+    against: str | None = None,
     out: str | None = None,
     code: str | None = None,
     quiet: bool = False,
@@ -60,6 +61,7 @@ def study(
         seeds: how many; cells have the seeds 0, 1, ...
         jobs: processes that train cells side by side, the processor's cores shared out among them.
         recipe: options of a recipe for all cells, in place of the one that fits the data.
+        against: name of the row that all others are compared with, in place of the study's own.
         out: folder; default runs/study-NAME or runs/study-NAME-DATA.
         code: what to do with finished cells that another version of the code trained: keep them, or train them anew.
         quiet: print nothing.
@@ -91,7 +93,9 @@ def study(
 
     say = ProgressReporter(quiet)
     given = parse_values(options, "study")
-    plan = make_plan(chosen, given, data=data, methods=methods or (), recipe=recipe, seeds=seeds, say=say)
+    plan = make_plan(
+        chosen, given, data=data, methods=methods or (), recipe=recipe, against=against, seeds=seeds, say=say
+    )
     folder = Path(out or default_folder(name, data))
     with Ledger(folder, name) as ledger:
         ledger.settle_code([cell.folder for cell in plan.cells], code)

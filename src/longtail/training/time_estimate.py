@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from longtail.config import TrainConfig, replace_options, resolved
 from longtail.data import DataSplits, ImageFiles, ImageSet, LabelledImages
@@ -17,8 +18,6 @@ from longtail.data.loading import ResidentLoader
 from longtail.data.streaming import default_workers, frame_files, needed_side
 from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
-from longtail.methods.decoupled import NearestClassMean
-from longtail.methods.gml import GML
 from longtail.models import Classifier
 from longtail.training.defaults import chosen_framing
 from longtail.training.optimisers import build_optimiser
@@ -89,8 +88,8 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
     """Time a few steps of each stage, and return what the stages would take. Nothing is written or downloaded.
 
     The steps are real but for the pixels, which are noise; files that are streamed are decoded for a moment, too. A
-    step is taken to grow in proportion to its images, and the queue of GML to cost a forward pass a slot (its
-    teacher's cache, one a view of each image). Checkpoints, evaluation, and the first decoding of files that stay in
+    step is taken to grow in proportion to its images, and what fills a memory before the first to cost a forward
+    pass an image. Checkpoints, evaluation, and the first decoding of files that stay in
     memory are left out: a few per cent.
 
     Args:
@@ -120,18 +119,16 @@ def estimate_time(config: TrainConfig, data: DataSplits, budget: float = 20.0) -
             decoding = _decoding_seconds(config, data.train, views)
             if stage.epochs == 0:
                 whole, timed_batch = 0.0, 0
-                if isinstance(method, NearestClassMean):
-                    each, timed_batch = _forward_seconds(method, config, noise, device, budget / len(stages))
-                    whole = images * _beside(each, decoding, device)
+                if method.images_prepared():
+                    each, timed_batch = _forward_seconds(method.encoder, config, noise, device, budget / len(stages))
+                    whole = method.images_prepared() * _beside(each, decoding, device)
                 times.append(StageTime(stage.name, 0, 0, 0, timed_batch, whole))
                 finished[stage.name] = method.classifier()
                 continue
             seconds, timed_batch = _timed_steps(method, config, noise, views, device, budget / len(stages))
             step = min(seconds) * batch / timed_batch  # other programs hold up some of them
             whole = steps * _beside(step, decoding * batch, device)
-            if isinstance(method, GML) and method.contrasts:
-                asked = config.teacher.cache * images if config.teacher.cache else resolved(config.queue.capacity)
-                whole += asked * _beside(_FORWARD_SHARE * step / batch, decoding, device)
+            whole += method.images_prepared() * _beside(_FORWARD_SHARE * step / batch, decoding, device)
             times.append(StageTime(stage.name, stage.epochs, steps, len(seconds), timed_batch, whole))
             finished[stage.name] = method.classifier()
     return times
@@ -168,7 +165,7 @@ def _timed_steps(
 
 
 def _forward_seconds(
-    method: NearestClassMean, config: TrainConfig, noise: ImageSet, device: torch.device, budget: float
+    encoder: nn.Module, config: TrainConfig, noise: ImageSet, device: torch.device, budget: float
 ) -> tuple[float, int]:
     """Return the seconds that the feature of an image takes, and how many images were timed at a time."""
     size = noise.framing.size
@@ -176,7 +173,8 @@ def _forward_seconds(
     def timed(count: int) -> float:
         images = torch.zeros(count, noise.channels, *size, device=device)
         began = time.monotonic()
-        method.features(images.to(memory_format=torch.channels_last)).cpu()  # waits for the device
+        with torch.no_grad():
+            encoder(images.to(memory_format=torch.channels_last)).cpu()  # waits for the device
         return time.monotonic() - began
 
     small = min(_SMALLEST_BATCH, resolved(config.batch_size))
