@@ -75,8 +75,8 @@ def main() -> None:
         print(f"  ratio              {ratio['median']:7.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})")
         table[f"beside {others}"] = {**{name: measuring.spread(v) for name, v in taken.items()}, "ratio": ratio}
     out = options.out or measuring.RESULTS / "busy.json"
-    record = {"what": "milliseconds a step", "seconds": options.seconds, "repeats": options.repeats, "table": table}
-    measuring.write(out, record, torch.device("cpu"))
+    facts = {"seconds": options.seconds, "repeats": options.repeats}
+    measuring.write(out, "milliseconds a step of a small network", torch.device("cpu"), table, **facts)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_bcl_with_a_teacher_has_the_stages_of_gml(tiny_config):
     ("name", "changes", "message"),
     [
         ("bcl", {"teacher.kind": "momentum"}, "bcl has no queue"),
-        ("bcl", {"teacher.run": "runs/x"}, "add --teacher.kind frozen"),
+        ("bcl", {"teacher.run": "runs/x"}, "give --teacher.kind frozen"),
         ("bcl", {"teacher.run": "runs/x", "teacher.kind": "frozen", "folds": 3}, "--folds"),
         ("paco", {"teacher.kind": "frozen"}, "momentum encoder"),
         ("paco", {"queue.capacity": 10**6}, "over 1000 slots"),

@@ -11,6 +11,7 @@ from tiny_studies import bars
 
 import longtail
 from longtail.cli import main
+from longtail.errors import UserError
 from longtail.files import read_json
 from longtail.metrics import MeanInterval
 from longtail.options import OPTION_NAMES
@@ -44,6 +45,12 @@ def test_means_intervals_and_paired_differences_against_scipy(run):
             expected = [values.mean(), values.mean() - half, values.mean() + half]
             assert [told["mean"], told["low"], told["high"]] == pytest.approx(expected, abs=1e-12)
     assert rows["cross_entropy"]["against"] == ""
+    turned = run("methods", methods=["cross_entropy", "gml"], seeds=3, against="gml").results["panels"][0]["rows"]
+    assert [row["against"] for row in turned] == ["gml", ""]
+    back, forth = turned[0]["differences"]["balanced_accuracy"], rows["gml"]["differences"]["balanced_accuracy"]
+    assert back["mean"] == pytest.approx(-forth["mean"])
+    with pytest.raises(UserError, match=r"unknown row 'gmll'; did you mean 'gml'"):
+        run("methods", methods=["cross_entropy", "gml"], seeds=3, against="gmll")
     assert rows["gml"]["seconds"] > 0
     assert record["hardware"]
     assert record["versions"][0]["longtail"] == longtail.__version__
