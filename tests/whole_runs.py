@@ -1,4 +1,7 @@
-"""A whole run without the command line."""
+"""Whole runs without the command line, and their being stopped."""
+
+import os
+import signal
 
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder
@@ -14,3 +17,17 @@ def run(path, config, splits, **how):
         return run_stages(config, splits, folder, ProgressReporter(quiet=True))
     finally:
         folder.close()
+
+
+def stop_at_step(monkeypatch, method, step, number=signal.SIGINT):
+    """Send this process a signal in the `step`-th forward pass of `method`; return the batches seen so far."""
+    real, seen = method.forward, []
+
+    def forward(self, batch, progress):
+        seen.append(batch)
+        if len(seen) == step:
+            os.kill(os.getpid(), number)
+        return real(self, batch, progress)
+
+    monkeypatch.setattr(method, "forward", forward)
+    return seen

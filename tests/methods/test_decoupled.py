@@ -20,7 +20,7 @@ from longtail.methods import METHODS, get_method, is_read
 from longtail.methods.decoupled import ClassifierRetraining, Decoupled, NearestClassMean, ScaledHead
 from longtail.models import Classifier, CosineHead, LinearHead
 from longtail.training.guard import Interrupted
-from whole_runs import run
+from whole_runs import run, stop_at_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("crt", "lws", "tau_norm", "ncm")
@@ -236,20 +236,12 @@ def test_a_run_keeps_its_representation_and_resumes_after_any_crash(
 def test_a_stopped_classifier_resumes_to_the_same_bytes(step, tmp_path, tiny_config, tiny_splits, monkeypatch):
     config = tiny_config(method="crt", decoupled__epochs=2, optimiser__ema=0.9)
     run(tmp_path / "whole", config, tiny_splits)
-    real, taken = ClassifierRetraining.forward, []
-
-    def forward(self, batch, progress):
-        taken.append(batch.labels)
-        if len(taken) == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch, progress)
-
-    monkeypatch.setattr(ClassifierRetraining, "forward", forward)
+    batches = stop_at_step(monkeypatch, ClassifierRetraining, step)
     with pytest.raises(Interrupted, match="of stage 'classifier'"):
         run(tmp_path / "run", config, tiny_splits)
     run(tmp_path / "run", config, tiny_splits, resume=True)
     assert results(tmp_path / "run") == results(tmp_path / "whole")
-    drawn = torch.bincount(torch.cat(taken), minlength=3)
+    drawn = torch.bincount(torch.cat([batch.labels for batch in batches]), minlength=3)
     assert drawn.sum() == 64
     assert drawn.min() >= 64 / 3 - 8  # every class equally often, but for rounding and dropped steps
 

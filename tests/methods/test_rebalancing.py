@@ -5,7 +5,6 @@ weights begin.
 import copy
 import json
 import math
-import os
 import signal
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from longtail.methods import MethodContext, Stage, get_method, is_read
 from longtail.methods.ldam import LDAM
 from longtail.models import Classifier, CosineHead, LinearHead
 from longtail.training.guard import Interrupted
-from whole_runs import run
+from whole_runs import run, stop_at_step
 
 COUNTS = [24, 9, 2]
 PRIOR = torch.tensor(COUNTS) / 35
@@ -151,15 +150,7 @@ def test_a_run_is_re_weighted_in_its_last_fifth_only_also_if_resumed_there(
     torch.testing.assert_close(Classifier.load(tmp_path / "drw").logit_prior, prior / prior.sum())
     torch.testing.assert_close(Classifier.load(tmp_path / "ldam").logit_prior, PRIOR)
 
-    real, taken = LDAM.forward, []
-
-    def forward(self, batch, progress):
-        taken.append(progress)
-        if len(taken) == 18:  # the second step of the last of five epochs of four steps
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch, progress)
-
-    monkeypatch.setattr(LDAM, "forward", forward)
+    stop_at_step(monkeypatch, LDAM, 18)  # the second step of the last of five epochs of four steps
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", config, tiny_splits)
     run(tmp_path / "stopped", config, tiny_splits, resume=True)
@@ -172,21 +163,13 @@ def test_a_run_is_re_weighted_in_its_last_fifth_only_also_if_resumed_there(
 def test_a_run_with_a_sampler_resumes_to_the_same_bytes(name, tmp_path, tiny_config, tiny_splits, monkeypatch):
     config = tiny_config(method="ldam", epochs=3, sampler=name)
     run(tmp_path / "whole", config, tiny_splits)
-    real, labels = LDAM.forward, []
-
-    def forward(self, batch, progress):
-        labels.append(batch.labels)
-        if len(labels) == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, batch, progress)
-
-    monkeypatch.setattr(LDAM, "forward", forward)
+    batches = stop_at_step(monkeypatch, LDAM, 7, signal.SIGTERM)
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", config, tiny_splits)
     run(tmp_path / "stopped", config, tiny_splits, resume=True)
     for file in ("model.safetensors", "metrics.jsonl"):
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    drawn = torch.bincount(torch.cat(labels), minlength=3)
+    drawn = torch.bincount(torch.cat([batch.labels for batch in batches]), minlength=3)
     assert drawn.sum() == 3 * 32
     # 35 draws an epoch, of which the last 3 make no batch.
     rarest = {"instance": 2, "class_balanced": 35 / 3, "square_root": 35 * 2**0.5 / (24**0.5 + 3 + 2**0.5)}

@@ -1,8 +1,5 @@
 """Whole runs of the contrastive methods: stopped in each stage and resumed to the same bytes, then used."""
 
-import os
-import signal
-
 import pytest
 import torch
 
@@ -14,7 +11,7 @@ from longtail.models import Classifier
 from longtail.training.guard import Interrupted
 from longtail.training.neighbours import nearest, read_keys
 from longtail.training.time_estimate import estimate_time
-from whole_runs import run
+from whole_runs import run, stop_at_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json"]
@@ -39,16 +36,8 @@ def test_a_stop_in_the_middle_of_an_epoch_resumes_to_the_same_bytes(
     assert evaluation["top1"] > 0
     kinds = [get_method(name)] + ([LinearProbe] if name in ("infonce", "supcon") else [])
     for kind in kinds:
-        taken, real, path = 0, kind.forward, tmp_path / kind.__name__
-
-        def forward(self, batch, progress, real=real):
-            nonlocal taken
-            taken += 1
-            if taken == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            return real(self, batch, progress)
-
-        monkeypatch.setattr(kind, "forward", forward)
+        path = tmp_path / kind.__name__
+        stop_at_step(monkeypatch, kind, 3)
         with pytest.raises(Interrupted, match="its state is saved"):
             run(path, config, tiny_splits)
         monkeypatch.undo()

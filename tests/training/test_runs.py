@@ -16,7 +16,7 @@ from longtail.methods.gml import GML
 from longtail.models import Classifier
 from longtail.training.guard import Diverged, Interrupted
 from longtail.training.run_folder import RunFolder
-from whole_runs import run
+from whole_runs import run, stop_at_step
 
 RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json", "per_class.csv"]
 RESULTS += [f"teacher/{name}" for name in ("model.safetensors", "model.json", "evaluation.json")]
@@ -67,16 +67,8 @@ def test_a_crash_at_any_write_resumes_to_the_same_bytes(finished, tiny_splits, c
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
 def test_a_stop_at_any_step_saves_and_resumes_to_the_same_bytes(step, finished, tmp_path, tiny_splits, monkeypatch):
     config, expected = finished
-    path, taken, real = tmp_path / "stopped", 0, GML.forward
-
-    def forward(self, batch, progress):
-        nonlocal taken
-        taken += 1
-        if taken == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch, progress)
-
-    monkeypatch.setattr(GML, "forward", forward)
+    path = tmp_path / "stopped"
+    stop_at_step(monkeypatch, GML, step)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="its state is saved") as stop:
         run(path, config, tiny_splits)
@@ -210,16 +202,9 @@ def test_a_variance_that_overflows_under_finite_losses_is_seen(tmp_path, tiny_co
 
 def test_a_cached_teacher_resumes_alike(tmp_path, tiny_config, tiny_splits, monkeypatch):
     """The cache is in no checkpoint: it is filled again, and every later draw is the same."""
-    config, real, calls = tiny_config(teacher__cache=2), GML.forward, []
+    config = tiny_config(teacher__cache=2)
     run(tmp_path / "whole", config, tiny_splits)
-
-    def forward(self, batch, progress):
-        calls.append(progress)
-        if len(calls) == 6:  # in the student's second epoch
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, batch, progress)
-
-    monkeypatch.setattr(GML, "forward", forward)
+    stop_at_step(monkeypatch, GML, 6, signal.SIGTERM)  # in the student's second epoch
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", config, tiny_splits)
     run(tmp_path / "stopped", config, tiny_splits, resume=True)

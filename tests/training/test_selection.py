@@ -1,8 +1,6 @@
 """Runs with validation images: the epoch that is kept, what is written, and that the test set has no say."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,7 +20,7 @@ from longtail.training.calibration import calibrate, read_calibration, read_temp
 from longtail.training.evaluation import load_predictions, summarise
 from longtail.training.guard import Interrupted
 from longtail.training.shortlists import with_shortlists
-from whole_runs import run
+from whole_runs import run, stop_at_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,16 +162,7 @@ def test_a_crash_at_any_write_keeps_the_same_epoch(tmp_path, options, splits, cr
 def test_a_stop_at_any_step_keeps_the_same_epoch(step, tmp_path, options, splits, monkeypatch):
     config = options(checkpoint__every_seconds=1e6)  # only the stop writes a state
     run(tmp_path / "whole", config, splits)
-    taken, real = 0, LogitAdjustment.forward
-
-    def forward(self, batch, progress):
-        nonlocal taken
-        taken += 1
-        if taken == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch, progress)
-
-    monkeypatch.setattr(LogitAdjustment, "forward", forward)
+    stop_at_step(monkeypatch, LogitAdjustment, step)
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", config, splits)
     run(tmp_path / "stopped", config, splits, resume=True)
