@@ -158,8 +158,9 @@ class TeacherOptions:
     """Who fills the queue.
 
     Attributes:
-        kind: ``frozen`` (trained beforehand, GML's default), ``momentum`` (a moving average of the student) or ``none``
-            (the student itself, where a method has no queue); default: the method's own.
+        kind: ``frozen`` (trained beforehand, GML's default), ``pretrained`` (its pretrained weights as they are, which
+            saves that training; GML's default on frozen features), ``momentum`` (a moving average of the student) or
+            ``none`` (the student itself, where a method has no queue); default: the method's own.
         run: folder of a finished run to use as the frozen teacher instead of training one.
         backbone: encoder of the teacher that is trained beforehand.
         pretrained: weights that the teacher starts from, as ``pretrained``.
@@ -169,7 +170,7 @@ class TeacherOptions:
             0 = it sees a fresh one at every step, as published (slower).
     """
 
-    kind: Literal["frozen", "momentum", "none"] | None = None
+    kind: Literal["frozen", "pretrained", "momentum", "none"] | None = None
     run: str | None = None
     backbone: str | None = None
     pretrained: str | None = None

@@ -14,6 +14,8 @@ from longtail.data.cifar import cifar_lt
 from longtail.data.counts import PROFILES, check_imbalance, class_profile, long_tailed_indices
 from longtail.data.digits import digits_lt
 from longtail.data.duplicates import duplicate_notes, find_duplicates
+from longtail.data.feature_files import holds_features, load_features, with_statistics
+from longtail.data.feature_set import FeatureSet, feature_keys
 from longtail.data.file_splits import FileChecks, label_known, split_files
 from longtail.data.folder import read_folder
 from longtail.data.image_set import DataSplits, ImageSet, LabelledImages
@@ -103,6 +105,11 @@ def load_data(
         load = _SOURCES[data]
         wanted = DEFAULT_IMBALANCE if imbalance is None else imbalance
         splits = load(wanted, source.profile, root or DEFAULT_ROOT)
+    elif is_features(data):
+        splits = load_features(data, source)
+        splits = splits if folds is None else _fold_arrays(splits, folds, source)
+        splits = replace(splits, notes=(*splits.notes, *_without_effect(root, source, checks, "test_share")))
+        splits = splits if imbalance is None else _cut(splits, imbalance, source.profile)
     else:
         listing = _listing(data, root, source)
         if listing is None:
@@ -118,6 +125,16 @@ def load_data(
             splits = _cut(splits, imbalance, source.profile)
     check_splits(splits)
     return hold_out_validation(splits, val_fraction, source) if val_fraction else splits
+
+
+def is_features(data: str) -> bool:
+    """Return whether ``data`` names a file, or a folder of shards, of features in place of images."""
+    if data in _SOURCES or data in PUBLISHED or not data:
+        return False
+    try:
+        return holds_features(Path(data).expanduser())
+    except OSError:  # a name too long, a folder that may not be entered: told of by who opens it
+        return False
 
 
 def load_test_set(
@@ -136,7 +153,8 @@ def load_test_set(
         UserError: see :func:`load_data`; or the data has classes that the model does not know.
     """
     source = source or DataOptions()
-    listing = None if data in _SOURCES else _listing(data, root, source, training=False)
+    arrays = data in _SOURCES or is_features(data)
+    listing = None if arrays else _listing(data, root, source, training=False)
     if listing is None:
         return load_data(data, root=root, source=source)
     return label_known(listing, class_names, source, checks or FileChecks())
@@ -150,7 +168,8 @@ def list_files(data: str, root: str | None, source: DataOptions) -> Listing | No
     Raises:
         UserError: there is nothing of that name, or it cannot be read.
     """
-    return None if data in _SOURCES else _listing(data, root, source, training=False, exist=False)
+    arrays = data in _SOURCES or is_features(data)
+    return None if arrays else _listing(data, root, source, training=False, exist=False)
 
 
 def _listing(
@@ -202,10 +221,13 @@ def _listing(
     return listing
 
 
-def _without_effect(root: str | None, source: DataOptions, checks: FileChecks | None) -> list[str]:
+def _without_effect(
+    root: str | None, source: DataOptions, checks: FileChecks | None, with_effect: str = ""
+) -> list[str]:
     """Return a sentence that names the options that are given and speak of files, which arrays are not."""
     usual = DataOptions()
-    given = [f"--source.{name}" for name in _OF_FILES if getattr(source, name) != getattr(usual, name)]
+    silent = [name for name in _OF_FILES if name != with_effect]
+    given = [f"--source.{name}" for name in silent if getattr(source, name) != getattr(usual, name)]
     skips = checks is not None and checks.on_bad == "skip"
     given = [*(["--root"] if root is not None else []), *(["--on_bad_image"] if skips else []), *given]
     return [f"arrays have no files, paths or columns: without effect are {', '.join(given)}."] if given else []
@@ -226,22 +248,28 @@ def _array_duplicates(splits: DataSplits) -> tuple[str, ...]:
 
 def _fold_arrays(splits: DataSplits, folds: int, source: DataOptions) -> DataSplits:
     """Deal all images of an array file out anew."""
-    assert isinstance(splits.train, ImageSet)
-    assert isinstance(splits.test, ImageSet)
-    images = torch.cat([splits.train.images, splits.test.images])
-    whole = replace(splits.train, images=images, labels=torch.cat([splits.train.labels, splits.test.labels]))
+    train, test = splits.train, splits.test
+    labels = torch.cat([train.labels, test.labels])
+    whole: ImageSet | FeatureSet
+    if isinstance(train, FeatureSet) and isinstance(test, FeatureSet):
+        # Paths are of no use to folds, and joining tables of them is not worth it.
+        views = min(train.views, test.views)
+        features = torch.cat([train.features[:, :views], test.features[:, :views]])
+        whole, keys = replace(train, features=features, labels=labels, paths=None), feature_keys(features)
+    else:
+        assert isinstance(train, ImageSet)
+        assert isinstance(test, ImageSet)
+        images = torch.cat([train.images, test.images])
+        whole, keys = replace(train, images=images, labels=labels), pixel_keys(images)
     fold = source.fold or 0
     seed = derive_seed(source.split_seed, "repeat", fold // folds)
-    together = tie_duplicates(None, pixel_keys(images))  # the same pixels must not train and test
+    together = tie_duplicates(None, keys)  # the same pixels must not train and test
     in_fold = fold_of(whole.labels, torch.arange(len(whole)), folds, seed, together) == fold % folds
-    train = whole.subset((~in_fold).nonzero().squeeze(1))
-    mean, std = pixel_statistics(train.images)
+    dealt = replace(
+        splits, train=whole.subset((~in_fold).nonzero().squeeze(1)), test=whole.subset(in_fold.nonzero().squeeze(1))
+    )
     return replace(
-        splits,
-        train=train,
-        test=whole.subset(in_fold.nonzero().squeeze(1)),
-        mean=mean,
-        std=std,
+        _with_statistics(dealt),
         test_split=f"fold {fold % folds + 1} of {folds}"
         + (f", deal {fold // folds + 1}" if source.repeats > 1 else ""),
     )
@@ -258,7 +286,15 @@ def _cut(splits: DataSplits, imbalance: float, profile: str) -> DataSplits:
         return splits
     kept = long_tailed_indices(splits.train.labels, counts.tolist())
     cut: LabelledImages = splits.train.subset(kept)
-    if isinstance(cut, ImageSet):
-        mean, std = pixel_statistics(cut.images)
-        splits = replace(splits, mean=mean, std=std)
-    return replace(splits, train=cut, train_groups=None if splits.train_groups is None else splits.train_groups[kept])
+    groups = None if splits.train_groups is None else splits.train_groups[kept]
+    return _with_statistics(replace(splits, train=cut, train_groups=groups))
+
+
+def _with_statistics(splits: DataSplits) -> DataSplits:
+    """Return ``splits`` with mean and deviation of the training set as it is now; files have theirs when framed."""
+    if isinstance(splits.train, FeatureSet):
+        return with_statistics(splits)
+    if not isinstance(splits.train, ImageSet):
+        return splits
+    mean, std = pixel_statistics(splits.train.images)
+    return replace(splits, mean=mean, std=std)

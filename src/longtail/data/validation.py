@@ -7,6 +7,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from longtail.data.arrays import pixel_statistics
+from longtail.data.feature_files import with_statistics
+from longtail.data.feature_set import FeatureSet, feature_keys
 from longtail.data.image_set import DataSplits, ImageFiles, ImageSet, LabelledImages
 from longtail.data.keyed import derive_seed
 from longtail.data.splits import path_keys, pixel_keys, spare, tie_duplicates
@@ -48,9 +50,10 @@ def hold_out_validation(splits: DataSplits, fraction: float, source: DataOptions
         mean, std = pixel_statistics(train.images[kept])
         splits = replace(splits, mean=mean, std=std)
     words = f"about {100 * fraction:g} % of each class"
+    splits = replace(splits, train=train.subset(kept))
+    splits = with_statistics(splits) if isinstance(train, FeatureSet) else splits
     return replace(
         splits,
-        train=train.subset(kept),
         validation=validation,
         validation_split=f"held out: {words}, seed {source.split_seed}",
         train_groups=None if splits.train_groups is None else splits.train_groups[kept],
@@ -62,10 +65,10 @@ def _keys_and_groups(train: LabelledImages, groups: Tensor | None) -> tuple[Tens
     """Return what the choice hangs on, int64 ``[N]``, and what must stay together."""
     if isinstance(train, ImageFiles):
         return path_keys([train.paths[index] for index in range(len(train))]), groups
-    if not isinstance(train, ImageSet):
+    if not isinstance(train, ImageSet | FeatureSet):
         raise ValueError(f"there is no way to split {type(train).__name__}")
     # Positions change with an imbalance cut; pixels do not.
-    digests = pixel_keys(train.images)
+    digests = pixel_keys(train.images) if isinstance(train, ImageSet) else feature_keys(train.features)
     return digests, tie_duplicates(groups, digests)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from longtail.data import FeatureSet
 from longtail.deployment.priors import find_prior
 from longtail.deployment.result import Result
 from longtail.deployment.run_records import check_has_model
@@ -104,7 +105,8 @@ def evaluate(
     else:
         evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
         if data is None:
-            write_gallery(path, classifier, evaluated, splits.train, test)
+            if not isinstance(test, FeatureSet):
+                write_gallery(path, classifier, evaluated, splits.train, test)
             write_evaluation(path, evaluated, keep_logits=config.folds is not None)
             write_report(path)
         say.say(summary(evaluated.figures))

@@ -105,6 +105,16 @@ class MethodContext:
             load_weights(encoder, self.stage.backbone, self.stage.weights, self.train.channels)
         return encoder
 
+    def build_pretrained_teacher(self) -> nn.Module:
+        """Return the encoder that ``teacher.backbone`` names with its pretrained weights, which nothing has tuned."""
+        own = self.config.teacher
+        name = resolved(own.backbone)
+        encoder = build_encoder(name, self.train.channels, self.train.image_size)
+        weights = own.pretrained or "none"
+        if weights != "none" and not self.resumed:
+            load_weights(encoder, name, weights, self.train.channels)
+        return encoder
+
     def build_head(self, encoder: nn.Module, kind: str) -> nn.Module:
         """Return a fresh ``cosine`` or ``linear`` head for the training set's classes."""
         return build_head(kind, feature_dim(encoder), self.train.num_classes, self.config.loss.scale)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
@@ -31,7 +31,15 @@ from longtail.methods.base import Fetch, Method, MethodContext, Stage
 from longtail.methods.label_bits import LabelBits
 from longtail.methods.mixup import mixup
 from longtail.methods.ready import check_same_images, ready_model
-from longtail.models import Classifier, CosineHead, ProjectionHead, UnitVectors, build_encoder, feature_dim
+from longtail.models import (
+    FEATURE_ENCODERS,
+    Classifier,
+    CosineHead,
+    ProjectionHead,
+    UnitVectors,
+    build_encoder,
+    feature_dim,
+)
 
 CACHE_SHARE = 0.5
 """Of the free memory that cached features of a teacher may take."""
@@ -47,7 +55,10 @@ class GML(Method):
         *("loss.temperature", "loss.learn_temperature", "loss.prior_strength", "loss.exclude_own_key", "loss.scale"),
         *("loss.classifier_weight", "loss.contrast_weight", "loss.distillation_", "loss.class_pooling", "loss.mixup"),
     )
-    defaults: ClassVar[Mapping[str, Any]] = {"teacher.kind": "frozen"}
+    # Features come from an encoder that is good already: as they are, they are what it would say as a teacher.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "teacher.kind": lambda chosen: "pretrained" if chosen["backbone"] in FEATURE_ENCODERS else "frozen"
+    }
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__()
@@ -99,6 +110,8 @@ class GML(Method):
         previous = self.context.previous
         if self.context.config.teacher.kind == "momentum":
             return MomentumTeacher(self.encoder, self.head, self.context.config.teacher.momentum)
+        if self.context.config.teacher.kind == "pretrained":
+            return FrozenTeacher(self.context.build_pretrained_teacher(), nn.Identity())
         if previous is None:
             raise ValueError("a frozen teacher needs the classifier of an earlier stage")
         check_teacher(previous, self.context.config, self.context.train)
@@ -106,7 +119,7 @@ class GML(Method):
 
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
-        """A teacher trained with L_cls, then the student; the student alone if its teacher is ready or momentum."""
+        """A teacher trained with L_cls, then the student; the student alone if its teacher needs no training."""
         student = Stage(
             "student",
             name,
@@ -114,7 +127,7 @@ class GML(Method):
             resolved(config.epochs),
             weights=config.pretrained or "none",
         )
-        if config.teacher.kind == "momentum":
+        if config.teacher.kind in ("momentum", "pretrained"):
             return [student]
         return with_teacher(config, student)
 
@@ -127,7 +140,9 @@ class GML(Method):
     def check(cls, config: TrainConfig, train: LabelledImages) -> None:
         """The queue must hold every class, and a ready teacher must know the same classes and images."""
         if config.teacher.kind == "none":
-            raise UserError("gml needs a teacher to fill its queue: --teacher.kind frozen or momentum.")
+            raise UserError("gml needs a teacher to fill its queue: --teacher.kind frozen, pretrained or momentum.")
+        if config.teacher.kind == "pretrained":
+            check_pretrained_teacher(config)
         capacity = resolved(config.queue.capacity)
         if config.queue.kind == "class_wise":
             queue_lengths(train.class_counts, capacity, resolved(config.queue.min_per_class))
@@ -138,7 +153,7 @@ class GML(Method):
                 f"--queue.capacity {capacity} is over 1000 slots for each of the {len(train)} training images; "
                 "a queue about as long as the training set holds all that there is to hold."
             )
-        if config.teacher.cache and config.teacher.kind != "frozen":
+        if config.teacher.cache and config.teacher.kind == "momentum":
             raise UserError(
                 "--teacher.cache keeps features of a frozen teacher; those of --teacher.kind momentum change."
             )
@@ -195,12 +210,15 @@ class GML(Method):
         size = len(batch.labels)
         # One pass for both views: their BatchNorm statistics are joint, as in the authors' release.
         mixed = mixup(batch.views["classifier"], batch.labels, self.context.mixup)
-        views = [mixed.images, *([batch.views["query"]] if self.contrasts else [])]
-        features = self.encoder(torch.cat(views))
+        # Views that are one tensor (features without stored augmentations) go through once.
+        views = [mixed.images]
+        if self.contrasts and batch.views["query"] is not mixed.images:
+            views.append(batch.views["query"])
+        features = self.encoder(torch.cat(views) if len(views) > 1 else views[0])
         logits = self.head(features[:size])
         losses = {self.classifier_name: self.options.classifier_weight * mixed.loss(self.classifier_loss, logits)}
         if self.contrasts:
-            queries = self.query_projection(features[size:])
+            queries = self.query_projection(features[-size:])
             # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
             queue = self.queue.content()
             keys = self.key_projection(queue.features)
@@ -260,6 +278,20 @@ def check_same_width(config: TrainConfig, train: LabelledImages) -> None:
         raise UserError(
             f"--queue.project false compares features as they are, but {config.backbone} gives {widths[0]} of them and "
             f"the teacher's {teacher} {widths[1]}; leave it out, or give both the same encoder."
+        )
+
+
+def check_pretrained_teacher(config: TrainConfig) -> None:
+    """Raise :class:`UserError` unless the teacher has pretrained weights, and nothing is asked of its classifier."""
+    if config.teacher.pretrained == "none" and config.teacher.backbone not in FEATURE_ENCODERS:
+        raise UserError(
+            "--teacher.kind pretrained needs pretrained weights, but the teacher has none; name some with "
+            "--pretrained, or let a teacher be trained: --teacher.kind frozen."
+        )
+    if config.loss.distillation_weight:
+        raise UserError(
+            "distillation compares the logits of two classifiers, but --teacher.kind pretrained has none; leave out "
+            "--loss.distillation_weight, or give --teacher.kind frozen."
         )
 
 

@@ -17,6 +17,7 @@ from longtail.errors import UserError, unknown_name
 from longtail.files import load_tensors, save_tensors
 from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models.encoders import build_encoder, feature_dim
+from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import build_head
 
 _STEM = "model"
@@ -91,6 +92,11 @@ class Classifier(nn.Module):
         return len(self.class_names)
 
     @property
+    def takes_features(self) -> bool:
+        """Whether its inputs are features ``[B, D]`` of another encoder, D = ``in_channels``, and not images."""
+        return self.spec["encoder"] in FEATURE_ENCODERS
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that ``preprocess`` takes."""
         return self.framing.size
@@ -103,10 +109,14 @@ class Classifier(nn.Module):
     def preprocess(self, images: Tensor) -> Tensor:
         """Return normalised float32 of uint8 (0..255) or float (0..1) images ``[B, in_channels, H, W]``.
 
+        A classifier that ``takes_features`` takes floating point ``[B, in_channels]`` instead, of any range.
+
         Raises:
             UserError: wrong type, channel count, size or value range.
         """
         self._check_shape(images)
+        if self.takes_features:
+            return (_finite(images).float() - self.mean.float()) / self.std.float()
         if images.dtype == torch.uint8:
             pixels = images.float() / 255
         elif images.is_floating_point():
@@ -168,6 +178,14 @@ class Classifier(nn.Module):
                 f"images are a {type(images).__name__}, expected is one tensor [batch, channels, height, width]; for "
                 "image files there is longtail.predict(RUN, FILES)."
             )
+        if self.takes_features:
+            if images.ndim != 2 or images.shape[1] != len(self.mean) or not images.is_floating_point():
+                kind = str(images.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"features are {kind} {list(images.shape)}, expected is floating point [batch, {len(self.mean)}]; "
+                    "they must come from the encoder that made those of the training."
+                )
+            return
         expected = [len(self.mean), *self.image_size]
         if images.ndim != 4 or list(images.shape[1:]) != expected:
             raise UserError(
@@ -278,6 +296,16 @@ def _check_range(images: Tensor) -> None:
     low, high = (float(value) for value in torch.aminmax(images))
     if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):
         raise UserError(f"floating point images must lie in 0..1, not {low:g}..{high:g}; divide by 255 or give uint8.")
+
+
+def _finite(features: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        bad = (~torch.isfinite(features)).any(1).nonzero()
+        if len(bad):
+            raise UserError(
+                f"features hold a value that is not finite, first in row {int(bad[0])}; leave that row out."
+            )
+    return features
 
 
 def _check_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: str) -> None:

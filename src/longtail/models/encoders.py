@@ -1,6 +1,7 @@
 """Encoders by name: our own, one line in the registry each, and every model of timm.
 
-An encoder maps normalised images ``[B, C, H, W]`` to pooled features ``[B, feature_dim]``.
+An encoder maps normalised images ``[B, C, H, W]`` to pooled features ``[B, feature_dim]``; those of
+``FEATURE_ENCODERS`` take the features ``[B, D]`` of another encoder, their ``in_channels`` being D.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import nn
 
 from longtail.errors import UserError
 from longtail.models.cifar_resnet import CifarResNet
+from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.small import SmallNet
 from longtail.models.timm_encoder import (
     EncoderDefaults,
@@ -30,6 +32,7 @@ _ENCODERS: dict[str, Callable[[int], nn.Module]] = {
     "cifar_resnet56": partial(CifarResNet, 56),
     "cifar_resnet110": partial(CifarResNet, 110),
     "small_net": SmallNet,
+    **FEATURE_ENCODERS,
 }
 
 

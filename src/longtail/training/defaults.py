@@ -16,11 +16,20 @@ import torch
 from torch import nn
 
 from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
-from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
+from longtail.data import DataSplits, FeatureSet, Framing, ImageFiles, LabelledImages
+from longtail.data.feature_set import STORED
 from longtail.data.views import check_recipe
 from longtail.errors import UserError
 from longtail.methods import get_method, is_read
-from longtail.models import Classifier, EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
+from longtail.models import (
+    FEATURE_ENCODERS,
+    Classifier,
+    EncoderDefaults,
+    build_encoder,
+    choose_weights,
+    encoder_defaults,
+    feature_dim,
+)
 from longtail.training.precision import faster_precision, time_encoder
 
 TINY_SIDE = 16
@@ -55,6 +64,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         UserError: an option does not fit the data.
     """
     size, side, files = len(data.train), typical_side(data.train), isinstance(data.train, ImageFiles)
+    features = isinstance(data.train, FeatureSet)
     chosen: dict[str, Any] = {}
     notes: list[str] = []
     own = get_method(config.method).defaults
@@ -67,18 +77,24 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         chosen[key] = given
         return given
 
-    backbone = choose("backbone", _fitting_encoder(side, files))
+    backbone = choose("backbone", _FEATURE_ENCODER if features else _fitting_encoder(side, files))
+    check_takes(data.train, backbone, "backbone")
     # The teacher of a CIFAR ResNet-32 is a ResNet-56, as published; other encoders teach their own kind.
-    teacher = choose("teacher.backbone", "cifar_resnet56" if backbone == "cifar_resnet32" and not files else backbone)
+    teacher = "cifar_resnet56" if backbone == "cifar_resnet32" and not files else backbone
+    if choose("teacher.kind", "none") == "pretrained" and features:
+        teacher = "features"  # as they are, they are what a pretrained encoder says
+    teacher = choose("teacher.backbone", teacher)
+    check_takes(data.train, teacher, "teacher.backbone")
     image_size = _choose_framing(choose, config, data, backbone, side)
-    tiny, photos = max(image_size) <= TINY_SIDE, files and min(image_size) > SMALL_SIDE
+    tiny, photos = max(image_size) <= TINY_SIDE and not features, files and min(image_size) > SMALL_SIDE
     encoder = _sketch(backbone, data.train.channels, image_size)
     _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
     passes = min(max(round(_IMAGES_A_STAGE[photos] / size), _FEWEST_EPOCHS[photos]), _MOST_EPOCHS)
-    epochs = choose("epochs", 60 if tiny else passes if files else 200)
+    passes = _feature_epochs(size) if features else passes
+    epochs = choose("epochs", 60 if tiny else passes if files or features else 200)
     choose("teacher.epochs", epochs)
     choose("decoupled.epochs", max(round(epochs / 9), 5))
-    batch = choose("batch_size", 32 if tiny else 64 if files else 128)
+    batch = choose("batch_size", 32 if tiny else 64 if files else _feature_batch(size) if features else 128)
     if batch > size:
         notes.append(f"batch_size {batch} is larger than the training set; {size} is used.")
         batch = chosen["batch_size"] = size
@@ -86,9 +102,16 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         raise UserError("--batch_size must be 2 or more: batch normalisation needs more than one image.")
     for view in ("classifier", "query", "key"):
         fitting = data.views or ("tiny" if tiny else "light" if not photos else _PHOTO_VIEWS[view])
-        check_recipe(choose(f"views.{view}", fitting), f"--views.{view}")
+        recipe = choose(f"views.{view}", fitting)
+        if not features:
+            check_recipe(recipe, f"--views.{view}")
+        elif recipe not in (STORED, "none"):
+            raise UserError(
+                f"--views.{view} {recipe} cannot be had: features are not augmented any more; store augmented views "
+                "with longtail embed --views, and leave this out (stored), or give none for the first of them alone."
+            )
     # Without batch normalisation (transformers, ConvNeXt) plain SGD at these rates does not train.
-    has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    has_norm = not features and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
     adamw = choose("optimiser.name", "sgd" if has_norm else "adamw") == "adamw"
     choose("optimiser.lr", 1e-3 if adamw else float(f"{0.05 * batch / 128:.3g}") if photos else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
@@ -99,13 +122,12 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         )
     choose("optimiser.schedule", "cosine")
     choose("loss.temperature", 0.07 if photos else 0.1)
-    # The paper distils on CIFAR only, where small networks over-fit.
-    choose("loss.distillation_weight", 0.0 if photos else 1.0)
+    # The paper distils on CIFAR only, where small networks over-fit; a pretrained tower knows no classes.
+    choose("loss.distillation_weight", 0.0 if photos or chosen["teacher.kind"] == "pretrained" else 1.0)
     choose("loss.contrast_weight", 1.0)
     choose("loss.class_weights", "none")
     choose("loss.deferred_from", 0.0)
     choose("sampler", "instance")
-    choose("teacher.kind", "none")
     _choose_queue(choose, data, feature_dim(encoder))
     choose("select", "best" if config.val_fraction else "last")
     device = pick_device(config.device)
@@ -126,6 +148,35 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     return replace_options(config, chosen), notes
 
 
+_FEATURE_ENCODER = "residual_adapter"
+"""What is trained on features unless told otherwise: without weights of its own a contrast would shape nothing."""
+_FEATURE_STEPS = 3000
+
+
+def _feature_batch(size: int) -> int:
+    """Batch of features: large where there are many, since a step costs a projection of the whole queue."""
+    return int(2 ** min(max(round(math.log2(max(size / 64, 1))), 5), 10))
+
+
+def _feature_epochs(size: int) -> int:
+    """Epochs on features: some thousand steps, within 10 to 100."""
+    return min(max(round(_FEATURE_STEPS * _feature_batch(size) / size), 10), 100)
+
+
+def check_takes(train: LabelledImages, encoder: str, option: str) -> None:
+    """Raise :class:`UserError` unless an encoder takes what there is, images or features."""
+    features = isinstance(train, FeatureSet)
+    if features == (encoder in FEATURE_ENCODERS):
+        return
+    known = ", ".join(FEATURE_ENCODERS)
+    if features:
+        raise UserError(f"--{option} {encoder} takes images, but the data are features; use one of {known}.")
+    raise UserError(
+        f"--{option} {encoder} takes features, but the data are images; choose an image encoder, or embed the images "
+        "first with longtail embed."
+    )
+
+
 def _fitting_encoder(side: int, files: bool) -> str:
     """Name the encoder that fits images of this side."""
     if side <= TINY_SIDE:
@@ -141,6 +192,8 @@ _PHOTO_VIEWS = {"classifier": "imagenet", "query": "imagenet_contrast", "key": "
 def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backbone: str, side: int) -> tuple[int, int]:
     """Choose how files become what the encoder sees, and return that size; arrays are used as they are."""
     train = data.train
+    if isinstance(train, FeatureSet) and (config.source.mean is not None or config.source.std is not None):
+        raise UserError("features are standardised by their own statistics; leave out --source.mean and --source.std.")
     if not isinstance(train, ImageFiles):
         size = train.image_size
         if config.image_size is not None and size != (config.image_size, config.image_size):
@@ -231,7 +284,7 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     else:
         chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
     notes += [note] if note else []
-    trains_teacher = _trains_teacher(config)
+    trains_teacher = _trains_teacher(config) or config.teacher.kind == "pretrained"
     same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
     if not trains_teacher:
         chosen["teacher.pretrained"] = config.teacher.pretrained or "none"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.data import ImageFiles, ImageSet, LabelledImages
+from longtail.data import FeatureSet, ImageFiles, ImageSet, LabelledImages
 from longtail.data.streaming import default_workers, plain_frames
 from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
@@ -101,6 +101,8 @@ def _batches(
     classifier = classifier.to(device)
     if isinstance(images, ImageSet):
         return (classifier.logits(part) for part in torch.split(images.images, _RESIDENT_BATCH))
+    if isinstance(images, FeatureSet):
+        return (classifier.logits(part[:, 0].float()) for part in torch.split(images.features, _RESIDENT_BATCH))
     if not isinstance(images, ImageFiles):
         raise ValueError(f"there is no way to read {type(images).__name__}")
     workers = default_workers(device) if workers is None else workers

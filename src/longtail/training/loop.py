@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from longtail.config import resolved
-from longtail.data import ImageFiles, ImageSet
+from longtail.data import FeatureSet, ImageFiles, ImageSet
+from longtail.data.feature_loading import FeatureLoader
+from longtail.data.feature_set import STORED
 from longtail.data.keyed import derive_seed
 from longtail.data.loading import ResidentLoader
 from longtail.data.samplers import Sampler
@@ -98,9 +100,7 @@ class StageRun:
         self.method: Method = get_method(stage.method).build(context)
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
-        views = {name: self._view(recipe) for name, recipe in self.method.views.items()}
-        fetched = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
-        self.loader = self._make_loader(views, fetched)
+        self.loader = self._feature_loader(context.train) if isinstance(context.train, FeatureSet) else self._loader()
         self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         # What takes no step has no course to average or to choose from.
@@ -192,7 +192,23 @@ class StageRun:
     def _view(self, recipe: str) -> View:
         return build_view(recipe, self.context.mean, self.context.std)
 
-    def _make_loader(self, views: dict[str, View], fetched: dict[str, View]) -> ResidentLoader | StreamingLoader:
+    def _feature_loader(self, train: FeatureSet) -> FeatureLoader:
+        method = self.method
+        return FeatureLoader(
+            train,
+            tuple(method.views),
+            resolved(self.config.batch_size),
+            self.seed,
+            self.job.device,
+            self.context.mean,
+            self.context.std,
+            plain={name: recipe != STORED for name, recipe in (method.views | method.fetched_views).items()},
+            sampler=Sampler(method.sampler, train.labels, self.stage.epochs),
+        )
+
+    def _loader(self) -> ResidentLoader | StreamingLoader:
+        views = {name: self._view(recipe) for name, recipe in self.method.views.items()}
+        fetched = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
         train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
         sampler = Sampler(self.method.sampler, train.labels, self.stage.epochs)
         if isinstance(train, ImageSet):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from longtail.config import TrainConfig
-from longtail.data import DataSplits
+from longtail.data import DataSplits, FeatureSet
 from longtail.errors import UserError
 from longtail.methods import MethodContext, Stage, get_method
 from longtail.models import Classifier
@@ -133,7 +133,7 @@ def run_stages(
             evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers, target)
             evaluated = with_validation(target, evaluated, classifier.logit_prior)
             evaluated = with_shortlists(target, evaluated, classifier.logit_prior)
-            if stage is stages[-1]:
+            if stage is stages[-1] and not isinstance(data.test, FeatureSet):
                 write_gallery(target, classifier, evaluated, data.train, data.test)
             write_evaluation(target, evaluated, keep_logits=config.folds is not None)
             evaluation = evaluated.figures

@@ -1,0 +1,104 @@
+"""Frozen embeddings with labels: what an encoder gave for each image, in place of the image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longtail.data.image_set import Framing, LabelledImages, PathTable
+
+STORED = "stored"
+"""The view recipe of features: one of the views that are stored of the image, drawn at random."""
+_SMALLEST_STD = 1e-6
+
+
+@dataclass(frozen=True)
+class FeatureOrigin:
+    """The encoder that made features, and the images it takes.
+
+    Attributes:
+        encoder: its name.
+        in_channels: of the images.
+        mean, std: per-channel pixel statistics on the 0..1 scale.
+        framing: how an image of any size becomes what it takes.
+        weights: where its weights came from, in words.
+        file: the file of its weights, ``.safetensors``; None if it is not kept.
+    """
+
+    encoder: str
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    framing: Framing
+    weights: str
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class FeatureSet(LabelledImages):
+    """Labelled feature vectors held in memory.
+
+    Attributes:
+        features: ``[N, V, D]`` in float32 or float16: V views of each image, the first without augmentation.
+        labels: int64 ``[N]``, 0..len(class_names)-1.
+        class_names: one name a class, in label order.
+        paths: files of the images; None if not known.
+        origin: what made them; None if not known.
+    """
+
+    features: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    paths: PathTable | None = None
+    origin: FeatureOrigin | None = None
+
+    @property
+    def channels(self) -> int:
+        """Width D of a feature: to a network on features it is what channels are to one on images."""
+        return int(self.features.shape[2])
+
+    @property
+    def views(self) -> int:
+        """Views V of each image."""
+        return int(self.features.shape[1])
+
+    @property
+    def framing(self) -> Framing:
+        """Nothing is framed: a feature is one pixel of D channels."""
+        return Framing((1, 1), 1)
+
+    def subset(self, indices: Tensor) -> Self:
+        """Return the features at ``indices [M]`` (int64), in that order, with new ids 0..M-1."""
+        paths = None if self.paths is None else self.paths.select(indices.tolist())
+        return replace(self, features=self.features[indices], labels=self.labels[indices], paths=paths)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over labels and features."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        digest.update(self.features.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def feature_statistics(features: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each of the D components of ``features [N, V, D]``, over the first view.
+
+    A component that is constant is centred, not blown up: its deviation counts as 1.
+    """
+    plain = features[:, 0].double()
+    std, mean = torch.std_mean(plain, dim=0, correction=0)
+    std = torch.where(std > _SMALLEST_STD * (1 + mean.abs()), std, 1.0)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def feature_keys(features: Tensor) -> Tensor:
+    """Return int64 ``[N]``, a 64-bit BLAKE2b hash of the first view of each of ``features [N, V, D]``."""
+    rows: Sequence[np.ndarray] = list(features[:, 0].contiguous().numpy())
+    words = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return torch.from_numpy(np.frombuffer(words, dtype="<i8").astype(np.int64))
