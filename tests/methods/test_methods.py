@@ -141,7 +141,7 @@ def test_without_a_projection_student_and_teacher_must_be_of_one_width(tiny_conf
     with pytest.raises(UserError, match=r"project false .* small_net gives \d+ .* cifar_resnet20 64"):
         get_method("gml").check(config, tiny_splits.train)
     get_method("gml").check(tiny_config(queue__project=False, teacher__kind="momentum"), tiny_splits.train)
-    with pytest.raises(UserError, match=r"teacher\.kind frozen or momentum"):
+    with pytest.raises(UserError, match=r"teacher\.kind frozen, pretrained or momentum"):
         get_method("gml").check(tiny_config(teacher__kind="none"), tiny_splits.train)
 
 
