@@ -73,7 +73,7 @@ def test_a_mistake_in_a_file_is_named(tmp_path, file, content, words):
 
 
 def test_what_is_neither_a_set_nor_a_file(tmp_path):
-    with pytest.raises(UserError, match="unknown --start.prompts set 'ensembel'; did you mean 'ensemble'"):
+    with pytest.raises(UserError, match=r"unknown --start\.prompts set 'ensembel'; did you mean 'ensemble'"):
         class_prompts("ensembel", NAMES)
     with pytest.raises(UserError, match=r"nix\.yaml cannot be read: No such file"):
         class_prompts(str(tmp_path / "nix.yaml"), NAMES)

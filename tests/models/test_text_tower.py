@@ -38,7 +38,7 @@ def test_logits_are_those_of_the_zero_shot_classifier(tmp_path, monkeypatch):
     name, tokenizer = "open_clip:tiny-ViT", open_clip.get_tokenizer("tiny-ViT")
     names = [name.replace("_", " ") for name in NAMES]
     theirs = open_clip.build_zero_shot_classifier(model, tokenizer, names, TEMPLATES["ensemble"])
-    head = CosineHead(24, 3, scale=float(model.logit_scale.exp()))
+    head = CosineHead(24, 3, scale=float(model.logit_scale.detach().exp()))
     head.load_state_dict({"weight": class_embeddings(name, str(path), class_prompts("ensemble", NAMES))})
     encoder = build_encoder(name, 3).eval()
     load_weights(encoder, name, str(path), 3)
@@ -82,7 +82,7 @@ def test_what_has_no_text_tower_is_told(tmp_path):
     save_file(encoder.state_dict(), tmp_path / "visual.safetensors")
     with pytest.raises(UserError, match=r"visual.safetensors does not hold the text tower of open_clip:tiny-ViT.*\["):
         check_text_tower("open_clip:tiny-ViT", str(tmp_path / "visual.safetensors"))
-    with pytest.raises(UserError, match="an encoder with a text tower.*resnet18 has none"):
+    with pytest.raises(UserError, match=r"an encoder with a text tower.*resnet18 has none"):
         check_text_tower("resnet18", str(path))
     with pytest.raises(UserError, match=r"starts from random ones; name some with --pretrained"):
         check_text_tower("open_clip:tiny-ViT", "none")
