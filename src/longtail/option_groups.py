@@ -76,7 +76,7 @@ class StartOptions:
 
     Attributes:
         head: ``text`` (what the encoder's text tower says of the classes: the zero-shot classifier; open_clip encoders
-            only) or ``random``; default: ``text`` where the weights have a text tower, else ``random``.
+            only) or ``random``; default: ``text`` where the encoder's weights have a text tower, else ``random``.
         prompts: sentences about a class, for ``text``: ``simple``, ``ensemble``, or a file of templates or of sentences
             for each class (see ``longtail.models.prompts``).
     """

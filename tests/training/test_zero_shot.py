@@ -101,7 +101,7 @@ def test_a_head_may_start_at_random_all_the_same(config, splits, tmp_path):
 
 def test_what_the_head_starts_from_is_chosen_from_the_weights(config, weights, tmp_path):
     assert config(pretrained="none")[0].start.head == "random"
-    assert config(backbone="small_net", pretrained=None)[0].start.head == "random"
+    assert config(backbone="small_net", pretrained=None)[0].start.head is None  # there is no choice
     save_file(build_encoder(VIT, 3).state_dict(), tmp_path / "visual.safetensors")
     chosen, notes = config(pretrained=str(tmp_path / "visual.safetensors"))
     assert chosen.start.head == "random"
@@ -145,6 +145,16 @@ def test_a_run_that_was_stopped_goes_on_from_the_same_heads(method, config, spli
     run(tmp_path / "stopped", chosen, splits, resume=True)
     for name in RESULTS:
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_teacher_without_a_text_tower_starts_at_random(config, splits, weights, tmp_path):
+    save_file(build_encoder(VIT, 3).state_dict(), tmp_path / "visual.safetensors")
+    chosen, notes = config(method="gml", teacher__pretrained=str(tmp_path / "visual.safetensors"))
+    assert (chosen.start.head, notes) == ("text", [])
+    heads = TextHeads(tmp_path, chosen, splits.train.class_names, torch.device("cpu"))
+    teacher, student = (heads.of(stage) for stage in plan_stages(chosen))
+    assert teacher is None
+    assert torch.equal(student, class_embeddings(VIT, str(weights), class_prompts("ensemble", list(COUNTS))))
 
 
 def test_the_figures_are_those_of_the_text_head(config, splits, weights, tmp_path):

@@ -259,21 +259,23 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
     return replace_options(config, chosen), notes
 
 
-def _choose_head(config: TrainConfig, data: DataSplits) -> tuple[str, str | None]:
+def _choose_head(config: TrainConfig, data: DataSplits) -> tuple[str | None, str | None]:
     """Return what the head starts from, for options with their weights, and a note where texts could not be used.
+
+    It is None, which is to say at random, where the encoder leaves no choice.
 
     Raises:
         UserError: texts were asked for and cannot be used, or their prompts do not fit the classes.
     """
-    encoder, weights = resolved(config.backbone), resolved(config.pretrained)
-    if config.start.head == "random" or (
-        config.start.head is None and (not is_open_clip(encoder) or weights == "none")
-    ):
+    encoder, weights, wanted = resolved(config.backbone), resolved(config.pretrained), config.start.head
+    if wanted == "random" or (wanted is None and not is_open_clip(encoder)):
+        return wanted, None
+    if wanted is None and weights == "none":
         return "random", None
     try:
         check_text_tower(encoder, weights)
     except UserError as error:
-        if config.start.head == "text":
+        if wanted == "text":
             raise
         return "random", f"the head starts at random ({str(error).split('; ')[0]})."
     class_prompts(config.start.prompts, data.train.class_names)

@@ -43,7 +43,12 @@ class TextHeads:
 
     def of(self, stage: Stage) -> Tensor | None:
         """Return class weights ``[C, D]`` for a stage whose encoder starts beside a text tower; None for any other."""
-        return self.embeddings(stage.backbone, stage.weights)
+        if (stage.backbone, stage.weights) == (self._config.backbone, self._config.pretrained):
+            return self.embeddings(stage.backbone, stage.weights)
+        try:
+            return self.embeddings(stage.backbone, stage.weights)
+        except UserError:  # a teacher of its own may well start from an image tower alone
+            return None
 
     def embeddings(self, encoder: str, weights: str) -> Tensor | None:
         """Return the class embeddings ``[C, D]`` of an encoder and its weights; None if heads start at random."""
