@@ -6,7 +6,7 @@ is the image tower and a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def check_text_tower(encoder: str, weights: str) -> None:
     with torch.device("meta"):
         tower = _build(encoder)
     _fitting_text_tensors(tower, encoder, weights)
-    _tokens(encoder, ["a photo"])
+    _tokenizer(encoder)
 
 
 def class_embeddings(
@@ -65,7 +65,7 @@ def class_embeddings(
     Raises:
         UserError: as :func:`check_text_tower`.
     """
-    device = device or torch.device("cpu")
+    device, tokenizer = device or torch.device("cpu"), _tokenizer(encoder)
     # Initial weights are drawn only to be replaced: the caller's random numbers must not move on.
     with torch.random.fork_rng(devices=[]):
         tower = _build(encoder)
@@ -73,15 +73,11 @@ def class_embeddings(
     tower = tower.to(device).eval()
     sentences = [sentence for of_class in prompts for sentence in of_class]
     classes = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(of_class) for of_class in prompts]))
+    parts = [sentences[start : start + _BATCH] for start in range(0, len(sentences), _BATCH)]
     with torch.inference_mode():
-        embedded = torch.cat([unit_vectors(tower(part.to(device))).cpu() for part in _parts(encoder, sentences)])
+        embedded = torch.cat([unit_vectors(tower(tokenizer(part).to(device))).cpu() for part in parts])
     sums = torch.zeros(len(prompts), embedded.shape[1]).index_add_(0, classes, embedded.clone())
     return unit_vectors(sums)
-
-
-def _parts(encoder: str, sentences: Sequence[str]) -> Iterator[Tensor]:
-    for start in range(0, len(sentences), _BATCH):
-        yield _tokens(encoder, list(sentences[start : start + _BATCH]))
 
 
 def _build(encoder: str) -> nn.Module:
@@ -120,16 +116,16 @@ def _fitting_text_tensors(tower: nn.Module, encoder: str, weights: str) -> dict[
     return {key: fitting[key].float() for key in expected}
 
 
-def _tokens(encoder: str, sentences: list[str]) -> Tensor:
-    """Return token numbers ``[B, L]``; longer sentences are cut off."""
-    architecture = split_name(encoder)[0]
+def _tokenizer(encoder: str) -> Callable[[list[str]], Tensor]:
+    """Return what splits sentences into token numbers ``[B, L]``; longer ones are cut off."""
     try:
         with quiet(("huggingface_hub", "transformers", "httpx", "root")):
-            tokens: Tensor = open_clip().get_tokenizer(architecture)(sentences)
+            tokenizer: Callable[[list[str]], Tensor] = open_clip().get_tokenizer(split_name(encoder)[0])
+            tokenizer(["a photo"])
     except Exception as error:  # of several libraries and the network; they share no base class
         said = " ".join(str(error).split())[:120].rstrip(".")
         raise UserError(
             f"the words of {encoder} cannot be split into tokens here ({said or type(error).__name__}); {_WAY_OUT}, "
             "or run once with a network."
         ) from None
-    return tokens
+    return tokenizer
