@@ -21,6 +21,7 @@ from longtail.option_groups import (
     LossOptions,
     OptimiserOptions,
     QueueOptions,
+    StartOptions,
     TeacherOptions,
     TrackingOptions,
     ViewOptions,
@@ -38,9 +39,9 @@ class TrainConfig:
             split list (``.txt``) or arrays (``.npz``).
         root: folder that paths in a manifest or list are relative to, or that holds a published data set.
         method: name of what is trained, of those that ``docs/methods.md`` lists.
-        backbone: encoder name: one of this package, or any of timm.
-        pretrained: weights to start from: ``auto`` (timm's, if they can be had), ``none``, ``hub``, the name of other
-            weights of the same encoder, a file, or the folder of a run.
+        backbone: encoder name: one of this package, any of timm, or ``open_clip:`` and an architecture of open_clip.
+        pretrained: weights to start from: ``auto`` (timm's, if they can be had; open_clip's), ``none``, ``hub``, the
+            name of other weights of the same encoder, a file, or the folder of a run.
         image_size: side in pixels that images are brought to.
         epochs: passes over the training images.
         batch_size: images a step.
@@ -63,7 +64,7 @@ class TrainConfig:
         capture: record the training step once and replay it where the device can (CUDA graphs); changes only the speed.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
             validation images; 0 = at the test set at the end only, at the validation images after every epoch.
-        source, loading, views, loss, queue, teacher, decoupled, optimiser, checkpoint, tracking: groups of
+        source, loading, start, views, loss, queue, teacher, decoupled, optimiser, checkpoint, tracking: groups of
             options.
     """
 
@@ -90,6 +91,7 @@ class TrainConfig:
     evaluate_every: int = 0
     source: DataOptions = field(default_factory=DataOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)
+    start: StartOptions = field(default_factory=StartOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     queue: QueueOptions = field(default_factory=QueueOptions)

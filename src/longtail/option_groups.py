@@ -71,6 +71,21 @@ class LoadingOptions:
 
 
 @dataclass(frozen=True)
+class StartOptions:
+    """What a classifier starts from, beside ``pretrained`` for its encoder.
+
+    Attributes:
+        head: ``text`` (what the encoder's text tower says of the classes: the zero-shot classifier; open_clip encoders
+            only) or ``random``; default: ``text`` where the encoder's weights have a text tower, else ``random``.
+        prompts: sentences about a class, for ``text``: ``simple``, ``ensemble``, or a file of templates or of sentences
+            for each class (see ``longtail.models.prompts``).
+    """
+
+    head: Literal["random", "text"] | None = None
+    prompts: str = "ensemble"
+
+
+@dataclass(frozen=True)
 class ViewOptions:
     """Augmentation recipe of each view (see ``longtail.data.views``); default: what fits the images.
 

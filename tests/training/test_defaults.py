@@ -70,6 +70,7 @@ def test_nothing_is_left_open_but_what_may_be():
         "out",
         "pretrained",  # chosen when a run is started, because it may ask a network
         "teacher.pretrained",
+        "start.head",  # follows from those weights
     }
     assert config.backbone == config.teacher.backbone == "small_net"
 

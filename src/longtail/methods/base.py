@@ -59,6 +59,8 @@ class MethodContext:
         mean, std: pixel statistics, for the classifier that is deployed.
         previous: the classifier of the stage named by ``stage.takes``.
         resumed: whether a saved state will replace all that is built, so that initial weights need not be loaded.
+        text_weights: ``[C, D]``, what the classes are called in the encoder's space (rows of length 1); heads on the
+            encoder start from it. None = they start at random.
     """
 
     config: TrainConfig
@@ -68,6 +70,7 @@ class MethodContext:
     std: tuple[float, ...]
     previous: Classifier | None = None
     resumed: bool = False
+    text_weights: Tensor | None = None
 
     @property
     def sampler(self) -> str:
@@ -116,8 +119,17 @@ class MethodContext:
         return encoder
 
     def build_head(self, encoder: nn.Module, kind: str) -> nn.Module:
-        """Return a fresh ``cosine`` or ``linear`` head for the training set's classes."""
-        return build_head(kind, feature_dim(encoder), self.train.num_classes, self.config.loss.scale)
+        """Return a ``cosine`` or ``linear`` head for the training set's classes, fresh or from ``text_weights``.
+
+        From texts either head predicts what the zero-shot classifier does. A cosine head's logits are its cosines times
+        ``loss.scale``; a linear head's (weights of length 1, no bias) are its cosines times the feature's own length,
+        which shifts no prediction and spares the softmax a scale that was trained for features of length 1.
+        """
+        head = build_head(kind, feature_dim(encoder), self.train.num_classes, self.config.loss.scale)
+        if self.text_weights is not None:
+            start = {"weight": self.text_weights, "bias": torch.zeros(self.train.num_classes)}
+            head.load_state_dict({name: start[name] for name in head.state_dict()})
+        return head
 
     def build_classifier(
         self,

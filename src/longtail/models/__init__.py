@@ -7,8 +7,11 @@ from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import CosineHead, LinearHead, ProjectionHead, UnitVectors, build_head, unit_vectors
 from longtail.models.on_features import on_images
 from longtail.models.on_top import OnTop
+from longtail.models.open_clip_encoder import is_open_clip
 from longtail.models.pretrained import choose_weights, load_weights
+from longtail.models.prompts import class_prompts
 from longtail.models.small import SmallNet
+from longtail.models.text_tower import check_text_tower, class_embeddings
 from longtail.models.timm_encoder import EncoderDefaults
 
 __all__ = [
@@ -26,10 +29,14 @@ __all__ = [
     "build_classifier",
     "build_encoder",
     "build_head",
+    "check_text_tower",
     "choose_weights",
+    "class_embeddings",
+    "class_prompts",
     "encoder_defaults",
     "encoder_names",
     "feature_dim",
+    "is_open_clip",
     "load_weights",
     "on_images",
     "unit_vectors",

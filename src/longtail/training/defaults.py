@@ -26,9 +26,12 @@ from longtail.models import (
     Classifier,
     EncoderDefaults,
     build_encoder,
+    check_text_tower,
     choose_weights,
+    class_prompts,
     encoder_defaults,
     feature_dim,
+    is_open_clip,
 )
 from longtail.training.precision import faster_precision, time_encoder
 
@@ -296,7 +299,33 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
         weights, note = choose_weights(resolved(config.teacher.backbone), wanted, channels, size)
         chosen["teacher.pretrained"] = weights
         notes += [note] if note and note not in notes else []
+    config = replace_options(config, chosen)
+    chosen["start.head"], note = _choose_head(config, data)
+    notes += [note] if note else []
     return replace_options(config, chosen), notes
+
+
+def _choose_head(config: TrainConfig, data: DataSplits) -> tuple[str | None, str | None]:
+    """Return what the head starts from, for options with their weights, and a note where texts could not be used.
+
+    It is None, which is to say at random, where the encoder leaves no choice.
+
+    Raises:
+        UserError: texts were asked for and cannot be used, or their prompts do not fit the classes.
+    """
+    encoder, weights, wanted = resolved(config.backbone), resolved(config.pretrained), config.start.head
+    if wanted == "random" or (wanted is None and not is_open_clip(encoder)):
+        return wanted, None
+    if wanted is None and weights == "none":
+        return "random", None
+    try:
+        check_text_tower(encoder, weights)
+    except UserError as error:
+        if wanted == "text":
+            raise
+        return "random", f"the head starts at random ({str(error).split('; ')[0]})."
+    class_prompts(config.start.prompts, data.train.class_names)
+    return "text", None
 
 
 def _trains_teacher(config: TrainConfig) -> bool:
@@ -352,6 +381,7 @@ def describe(config: TrainConfig, given: set[str]) -> str:
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
     keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
     keys += ["views.classifier"] + (["sampler"] if config.sampler != "instance" else [])
+    keys += ["start.head"] if config.start.head == "text" else []
     keys += ["teacher.backbone", "teacher.epochs"] if _trains_teacher(config) else []
     own = ("decoupled.epochs", "queue.capacity", "queue.min_per_class", "loss.temperature")
     keys += [key for key in own if is_read(config.method, key)]
