@@ -18,6 +18,8 @@ from longtail.files import load_tensors, save_tensors
 from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models.encoders import build_encoder, feature_dim
 from longtail.models.heads import build_head
+from longtail.models.tuning import apply_tuning
+from longtail.option_groups import TuneOptions
 
 _STEM = "model"
 _RANGE_SLACK = 1e-3
@@ -39,7 +41,8 @@ class Classifier(nn.Module):
         mean, std: per-channel pixel statistics on the 0..1 scale.
         framing: how an image of any size is brought to the ``image_size`` that ``preprocess`` takes.
         spec: what ``load`` rebuilds from, JSON-able: ``{"encoder": name, "in_channels": n, "head": name,
-            "scale": 30.0}``, the head's name being ``"cosine"`` or ``"linear"``.
+            "scale": 30.0}``, the head's name being ``"cosine"`` or ``"linear"``; with ``"tuning": {"kind": "adapter",
+            "rank": 4}`` (or ``"prompt"``, ``"prompts"``) where that is part of the encoder.
 
     Attributes:
         temperature: what ``predict`` divides the logits by, fitted on validation images (Guo et al. 2017); None = they
@@ -245,6 +248,8 @@ def build_classifier(
         UserError: ``spec`` names an unknown encoder or head, or an encoder that cannot take images of that size.
     """
     encoder = build_encoder(spec["encoder"], spec["in_channels"], framing.size)
+    if "tuning" in spec:
+        encoder = apply_tuning(encoder, TuneOptions(**spec["tuning"]), spec["encoder"])
     head = build_head(spec["head"], feature_dim(encoder), len(class_names), float(spec.get("scale", 30.0)))
     return Classifier(encoder, head, class_names, class_counts, logit_prior, mean, std, framing, spec)
 

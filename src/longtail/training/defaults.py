@@ -20,8 +20,17 @@ from longtail.data import DataSplits, Framing, ImageFiles, LabelledImages
 from longtail.data.views import check_recipe
 from longtail.errors import UserError
 from longtail.methods import get_method, is_read
-from longtail.models import Classifier, EncoderDefaults, build_encoder, choose_weights, encoder_defaults, feature_dim
+from longtail.models import (
+    Classifier,
+    EncoderDefaults,
+    build_encoder,
+    choose_weights,
+    default_rank,
+    encoder_defaults,
+    feature_dim,
+)
 from longtail.training.precision import faster_precision, time_encoder
+from longtail.training.tuned_defaults import check_tuned_encoders, check_tuned_start
 
 TINY_SIDE = 16
 """Images up to this side (pixels) get the small network; arrays of any larger size a CIFAR ResNet."""
@@ -89,7 +98,12 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         check_recipe(choose(f"views.{view}", fitting), f"--views.{view}")
     # Without batch normalisation (transformers, ConvNeXt) plain SGD at these rates does not train.
     has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
-    adamw = choose("optimiser.name", "sgd" if has_norm else "adamw") == "adamw"
+    # Of a tuned encoder, heads, updates that start at zero, prompts and biases have gradients of very different sizes:
+    # AdamW's steps are of one size, where SGD would need a rate for each (LIFT takes 0.01, VPT up to 50).
+    tuned = config.tune.kind != "full"
+    adamw = choose("optimiser.name", "sgd" if has_norm and not tuned else "adamw") == "adamw"
+    if config.tune.kind in ("lora", "adapter"):
+        choose("tune.rank", default_rank(config.tune.kind, encoder, data.train.num_classes))
     choose("optimiser.lr", 1e-3 if adamw else float(f"{0.05 * batch / 128:.3g}") if photos else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
     if chosen["optimiser.lr"] * chosen["optimiser.weight_decay"] > 1:
@@ -123,7 +137,9 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         timed = time_encoder(backbone, data.train.channels, image_size, batch, device)
         chosen["precision"], gain = faster_precision(timed)
         notes.append(f"bfloat16 is {gain:.2g} times as fast as float32 here; precision {chosen['precision']} is used.")
-    return replace_options(config, chosen), notes
+    config = replace_options(config, chosen)
+    check_tuned_encoders(config, data.train.channels, image_size)
+    return config, notes
 
 
 def _fitting_encoder(side: int, files: bool) -> str:
@@ -243,6 +259,7 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
         weights, note = choose_weights(resolved(config.teacher.backbone), wanted, channels, size)
         chosen["teacher.pretrained"] = weights
         notes += [note] if note and note not in notes else []
+    check_tuned_start(replace_options(config, chosen), config)
     return replace_options(config, chosen), notes
 
 
@@ -300,6 +317,7 @@ def describe(config: TrainConfig, given: set[str]) -> str:
     keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
     keys += ["views.classifier"] + (["sampler"] if config.sampler != "instance" else [])
     keys += ["teacher.backbone", "teacher.epochs"] if _trains_teacher(config) else []
+    keys += ["tune.rank"]
     own = ("decoupled.epochs", "queue.capacity", "queue.min_per_class", "loss.temperature")
     keys += [key for key in own if is_read(config.method, key)]
     return ", ".join(f"{key} {shown[key]}" for key in keys if key in shown)
