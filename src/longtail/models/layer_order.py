@@ -12,10 +12,10 @@ from longtail.models.tuning import TunedEncoder
 _ABOVE = "\0above"  # no parameter has this name, so no pattern matches it
 _SAME_AS_LAST = (99999,)  # how timm's patterns say "part of the block before"
 _CLIP_TRANSFORMER: dict[str, Any] = {
-    "stem": r"^(conv1|class_embedding|positional_embedding|ln_pre)",
+    "stem": r"^(?:conv1|class_embedding|positional_embedding|ln_pre)",
     "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^ln_post", _SAME_AS_LAST)],
 }
-_CLIP_RESNET: dict[str, Any] = {"stem": r"^(conv|bn)\d", "blocks": r"^layer(\d+)\.(\d+)"}
+_CLIP_RESNET: dict[str, Any] = {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d+)\.(\d+)"}
 
 
 def layer_depths(encoder: nn.Module) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 Linear maps and convolutions are wrapped by peft. The packed attention of torch (``nn.MultiheadAttention``, in
 open_clip's towers) reads its weights without calling a layer; peft adds the update to the weights before each pass and
-takes it off again, which moves them by rounding, so there the update is a parametrisation of the weight instead.
+takes it off again, which moves them by rounding, so there attention is called with updated weights instead.
 
 peft is imported late: it takes seconds, and no other run needs it.
 """
@@ -12,18 +12,17 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from longtail.errors import UserError
 from longtail.models.adapters import transformer_blocks
 
 
-class LowRankSum(nn.Module):
-    """The parametrisation ``W + B A`` of a matrix ``W [out, in]``: A ``[r, in]`` starts Kaiming-uniform, B at zero."""
+class _LowRank(nn.Module):
+    """The product ``B A`` as an update of a matrix ``[out, in]``: A ``[r, in]`` starts Kaiming-uniform, B at zero."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -34,6 +33,38 @@ class LowRankSum(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the updated weight ``[out, in]``."""
         return weight + self.lora_B @ self.lora_A
+
+
+class LowRankAttention(nn.Module):
+    """Torch's packed attention with a low-rank update of its two weights, to be called as the attention is.
+
+    Args:
+        attention: one width for queries, keys and values; kept as it is.
+        rank: of each update.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention, rank: int) -> None:
+        super().__init__()
+        self.base_layer = attention
+        self.in_proj = _LowRank(attention.in_proj_weight, rank)
+        self.out_proj = _LowRank(attention.out_proj.weight, rank)
+
+    def updated(self) -> dict[str, Tensor]:
+        """Return the updated weights, by their names in the attention."""
+        base = self.base_layer
+        return {
+            "in_proj_weight": self.in_proj(base.in_proj_weight),
+            "out_proj.weight": self.out_proj(base.out_proj.weight),
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the attention gives with the updated weights."""
+        return torch.func.functional_call(self.base_layer, self.updated(), args, kwargs)
+
+    def merged(self) -> nn.MultiheadAttention:
+        """Return the attention, its weights updated for good."""
+        self.base_layer.load_state_dict({**self.base_layer.state_dict(), **self.updated()})
+        return self.base_layer
 
 
 def add_low_rank(encoder: nn.Module, rank: int) -> list[nn.Parameter]:
@@ -47,22 +78,26 @@ def add_low_rank(encoder: nn.Module, rank: int) -> list[nn.Parameter]:
     """
     before = {id(parameter) for parameter in encoder.parameters()}
     blocks = [where.get_submodule(key) for where, key in transformer_blocks(encoder)]
-    packed = [part for block in blocks for part in block.modules() if isinstance(part, nn.MultiheadAttention)]
-    out_projections = {id(attention.out_proj) for attention in packed}
-    within = {id(part) for block in blocks for part in block.modules()} - out_projections
+    packed = {
+        name: part
+        for name, part in encoder.named_modules()
+        # Without a packed weight (keys or values of another width), their MLPs alone are updated.
+        if isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None
+    }
+    inside = {id(part) for block in blocks for part in block.modules()}
+    # Never called: the attention reads its weights.
+    out_projections = {id(part.out_proj) for part in encoder.modules() if isinstance(part, nn.MultiheadAttention)}
     targets = [
         name
         for name, part in encoder.named_modules()
-        if (isinstance(part, nn.Linear) and id(part) in within)
+        if (isinstance(part, nn.Linear) and id(part) in inside - out_projections)
         or (not blocks and isinstance(part, nn.Conv2d) and part.groups == 1)
     ]
     if targets:
         _inject(encoder, targets, rank)
-    for attention in packed:
-        for module, name in ((attention, "in_proj_weight"), (attention.out_proj, "weight")):
-            weight = getattr(module, name)
-            if weight is not None:  # absent where queries, keys and values have weights of their own
-                parametrize.register_parametrization(module, name, LowRankSum(weight, rank))
+    for name, attention in packed.items():
+        if id(attention) in inside:
+            encoder.set_submodule(name, LowRankAttention(attention, rank))
     return [parameter for parameter in encoder.parameters() if id(parameter) not in before]
 
 
@@ -72,22 +107,14 @@ def merged_low_rank(encoder: nn.Module) -> nn.Module:
 
     encoder = copy.deepcopy(encoder)
     with torch.no_grad():
-        for name, layer in [(n, m) for n, m in encoder.named_modules() if isinstance(m, BaseTunerLayer)]:
-            layer.merge()
-            encoder.set_submodule(name, layer.get_base_layer())
-        for module, name in list(_parametrised(encoder)):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for name, layer in list(encoder.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                encoder.set_submodule(name, layer.get_base_layer())
+            elif isinstance(layer, LowRankAttention):
+                encoder.set_submodule(name, layer.merged())
     encoder.__dict__.pop("peft_config", None)
     return encoder
-
-
-def _parametrised(encoder: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    for module in encoder.modules():
-        if not parametrize.is_parametrized(module):
-            continue
-        for name, chain in module.parametrizations.items():  # type: ignore[union-attr,operator]
-            if any(isinstance(step, LowRankSum) for step in chain):
-                yield module, name
 
 
 def _inject(encoder: nn.Module, targets: list[str], rank: int) -> None:
