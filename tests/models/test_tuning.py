@@ -273,6 +273,8 @@ def test_what_cannot_be_merged_is_described_and_loads_to_the_last_bit(kind, tmp_
     raw = torch.randint(0, 256, (4, 3, *SIZE), dtype=torch.uint8)
     assert isinstance(loaded.encoder, TunedEncoder)
     assert torch.equal(loaded.logits(raw), model.logits(raw))
+    program = torch.export.export(loaded.requires_grad_(False), (images(),)).module()
+    assert torch.allclose(program(images()), loaded(images()), atol=1e-4)
     rest = (names, torch.ones(3), third, [0.5] * 3, [0.2] * 3, frame)
     other = build_classifier({key: value for key, value in spec.items() if key != "tuning"}, *rest)
     assert not other.state_dict().keys() >= loaded.state_dict().keys()
