@@ -13,18 +13,19 @@ from longtail.options import OPTION_NAMES, check_name, make_config, parse_values
 
 EVERY_OPTION = """
 backbone batch_size capture checkpoint.bad_steps checkpoint.every_seconds data decoupled.epochs decoupled.run
-decoupled.tau device epochs evaluate_every folds group_edges image_size imbalance loading.interpolation loading.prefetch
-loading.resident loading.resize loading.workers loss.class_pooling loss.class_weights loss.classifier_weight
-loss.contrast_weight loss.deferred_from loss.distillation_temperature loss.distillation_weight loss.effective_beta
-loss.exclude_own_key loss.focal_gamma loss.learn_temperature loss.max_margin loss.mixup loss.paco_alpha
-loss.post_hoc_strength loss.prior_strength loss.scale loss.supcon_log loss.temperature method on_bad_image
-optimiser.clip_norm optimiser.decay optimiser.ema optimiser.lr optimiser.milestones optimiser.momentum optimiser.name
-optimiser.schedule optimiser.sharpness optimiser.warmup optimiser.weight_decay out precision pretrained queue.capacity
-queue.kind queue.min_per_class queue.project queue.projection_dim root sampler seed select source.check source.fold
-source.group_column source.group_pattern source.label_column source.labels source.mean source.path_column source.profile
-source.repeats source.split_column source.split_seed source.std source.test source.test_share source.unknown_labels
-start.head start.prompts teacher.backbone teacher.cache teacher.epochs teacher.kind teacher.momentum teacher.pretrained
-teacher.run tracking.project tracking.to val_fraction views.classifier views.key views.query
+decoupled.tau device epochs evaluate_every folds group_edges image_size imbalance loading.interpolation
+loading.prefetch loading.resident loading.resize loading.workers loss.class_pooling loss.class_weights
+loss.classifier_weight loss.contrast_weight loss.deferred_from loss.distillation_temperature loss.distillation_weight
+loss.effective_beta loss.exclude_own_key loss.focal_gamma loss.learn_temperature loss.max_margin loss.mixup
+loss.paco_alpha loss.post_hoc_strength loss.prior_strength loss.scale loss.supcon_log loss.temperature method
+on_bad_image optimiser.clip_norm optimiser.decay optimiser.ema optimiser.lr optimiser.milestones optimiser.momentum
+optimiser.name optimiser.schedule optimiser.sharpness optimiser.warmup optimiser.weight_decay out precision pretrained
+queue.capacity queue.kind queue.min_per_class queue.project queue.projection_dim root sampler seed select source.check
+source.fold source.group_column source.group_pattern source.label_column source.labels source.mean source.path_column
+source.profile source.repeats source.split_column source.split_seed source.std source.test source.test_share
+source.unknown_labels start.head start.prompts teacher.backbone teacher.cache teacher.epochs teacher.kind
+teacher.momentum teacher.pretrained teacher.run tracking.project tracking.to tune.encoder_lr tune.kind tune.lr_decay
+tune.prompts tune.rank val_fraction views.classifier views.key views.query
 """.split()
 
 WORDS = """

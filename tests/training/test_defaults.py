@@ -55,6 +55,7 @@ OPEN = {
         "decoupled.run",
         "optimiser.clip_norm",
         "optimiser.ema",
+        "tune.rank",
     ),
     *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
     *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),

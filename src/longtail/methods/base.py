@@ -14,7 +14,17 @@ from longtail.data import LabelledImages
 from longtail.data.loading import Batch
 from longtail.data.samplers import class_shares
 from longtail.losses import balancing_weights
-from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim, load_weights
+from longtail.models import (
+    Classifier,
+    CosineHead,
+    apply_tuning,
+    build_encoder,
+    build_head,
+    feature_dim,
+    load_weights,
+    merge_tuning,
+    tuning_spec,
+)
 
 OWN_OPTIONS = ("views.", "loss.", "queue.", "teacher.", "decoupled.")
 """Groups of options that belong to methods and not to every run."""
@@ -102,11 +112,15 @@ class MethodContext:
         return torch.tensor(shares, dtype=torch.float64)
 
     def build_encoder(self) -> nn.Module:
-        """Return the stage's encoder, initialised from torch's current random state or from the stage's weights."""
+        """Return the stage's encoder, initialised from torch's current random state or from the stage's weights.
+
+        As much of it is trained as ``config.tune`` says, in every stage that builds one: to train a teacher whole for a
+        student of which only a little is trained would be a surprise.
+        """
         encoder = build_encoder(self.stage.backbone, self.train.channels, self.train.image_size)
         if self.stage.weights != "none" and not self.resumed:
             load_weights(encoder, self.stage.backbone, self.stage.weights, self.train.channels)
-        return encoder
+        return apply_tuning(encoder, self.config.tune, self.stage.backbone)
 
     def build_pretrained_teacher(self) -> nn.Module:
         """Return the encoder that ``teacher.backbone`` names with its pretrained weights, which nothing has tuned."""
@@ -143,7 +157,8 @@ class MethodContext:
         Training with strength t fits softmax(logits + t log p) to the training posterior, so the raw softmax implies a
         class prior proportional to p^(1-t): the training prior for plain cross entropy, uniform at t = 1. A class that
         the sampler draws more often, or that has a larger weight ``class_weights [C]`` in the loss, counts as if it had
-        so many more images.
+        so many more images. What is deployed of a tuned encoder is the plain one where there is one
+        (``merge_tuning``): of ``lora`` a copy, which shares no tensors with ``encoder``.
         """
         counts = self.train.class_counts
         shares = counts.double() / counts.sum()
@@ -161,6 +176,10 @@ class MethodContext:
         }
         if isinstance(head, CosineHead):
             spec["scale"] = self.config.loss.scale
+        encoder = merge_tuning(encoder)
+        tuning = tuning_spec(encoder)
+        if tuning is not None:
+            spec["tuning"] = tuning
         return Classifier(
             encoder,
             head,
@@ -269,5 +288,5 @@ class Method(nn.Module):
         return {}
 
     def classifier(self) -> Classifier:
-        """Return what is deployed; it shares the method's tensors."""
+        """Return what is deployed; it shares the method's tensors, but for an encoder tuned by ``lora``."""
         raise TypeError(f"{type(self).__name__} does not say what is deployed")
