@@ -197,7 +197,7 @@ def test_unknown_option_names_near_ones(name, near):
         ("optimiser.milestones", "0.5", "a list of numbers such as [0.8, 0.9]"),
         ("optimiser.name", "sdg", "one of sgd, adamw"),
         ("optimiser.schedule", "cos", "one of cosine, step, constant"),
-        ("teacher.kind", "mean", "one of frozen, momentum, none"),
+        ("teacher.kind", "mean", "one of frozen, pretrained, momentum, none"),
         ("select", "first", "one of last, best"),
     ],
 )

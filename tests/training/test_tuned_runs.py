@@ -15,7 +15,7 @@ from longtail.data import DataSplits, ImageSet
 from longtail.errors import UserError
 from longtail.methods import MethodContext, get_method
 from longtail.methods.gml import GML
-from longtail.models import Classifier, TunedEncoder, build_encoder
+from longtail.models import Classifier, TunedEncoder, build_encoder, load_weights
 from longtail.option_groups import TuneOptions
 from longtail.options import make_config
 from longtail.training.defaults import choose_pretrained, resolve
@@ -79,6 +79,7 @@ def results(path):
     return {name: (path / name).read_bytes() for name in RESULTS}
 
 
+TRAINED = {"teacher__kind": "frozen"}
 CASES = [
     ("frozen", {}),
     ("lora", {"optimiser__ema": 0.9}),
@@ -274,9 +275,12 @@ def test_defaults_of_tuned_runs(options, splits):
     ("changes", "parts"),
     [
         ({"tune__kind": "adapter", "backbone": "small_net", "pretrained": "none"}, ["small_net", "use frozen, lora"]),
-        ({"tune__kind": "adapter", "teacher__backbone": "cifar_resnet20"}, ["cifar_resnet20", "--teacher.run"]),
+        (
+            {"tune__kind": "adapter", "teacher__backbone": "cifar_resnet20", **TRAINED},
+            ["cifar_resnet20", "--teacher.run"],
+        ),
         ({"tune__kind": "lora", "backbone": "small_net", "pretrained": None}, ["small_net", "--pretrained none"]),
-        ({"tune__kind": "lora", "teacher__backbone": "small_net"}, ["weights for small_net", "--pretrained FILE"]),
+        ({"tune__kind": "lora", "teacher__backbone": "small_net", **TRAINED}, ["weights for small_net", "FILE"]),
         ({"tune__kind": "frozen", "method": "infonce"}, ["infonce", "logit_adjustment"]),
         ({"tune__kind": "lora", "method": "crt", "decoupled__run": "x"}, ["--decoupled.run", "leave one"]),
         ({"tune__rank": 4}, ["--tune.rank 4", "lora or adapter"]),
@@ -304,12 +308,30 @@ def test_random_weights_are_tuned_where_they_are_asked_for(options):
 
 
 def test_time_is_told_of_tuned_runs(options, splits):
-    times = estimate_time(options(tune__kind="lora"), splits, budget=0.2)
-    assert [time.name for time in times] == ["teacher", "student"]
+    for changes, stages in ((TRAINED, ["teacher", "student"]), ({}, ["student"])):
+        times = estimate_time(options(tune__kind="lora", **changes), splits, budget=0.2)
+        assert [time.name for time in times] == stages
+
+
+def test_a_tuned_student_is_taught_by_the_pretrained_encoder_as_it_is(options, splits, weights):
+    config = options(tune__kind="lora")
+    assert (config.teacher.kind, config.teacher.pretrained) == ("pretrained", str(weights))
+    method = method_of(config, splits)
+    images = torch.randn(2, 3, 32, 32)
+    known = build_encoder(VIT, 3, (32, 32)).eval()
+    load_weights(known, VIT, str(weights), 3)
+    with torch.no_grad():
+        assert torch.equal(method.teacher.features(images), known(images))
+    assert options().teacher.kind == "frozen"
+    assert options(tune__kind="lora", pretrained="none").teacher.kind == "frozen"
+    with pytest.raises(UserError, match="distillation compares the logits"):
+        GML.check(options(tune__kind="lora", loss__distillation_weight=1.0), splits.train)
+    with pytest.raises(UserError, match="needs pretrained weights"):
+        GML.check(options(teacher__kind="pretrained", pretrained="none"), splits.train)
 
 
 def test_the_teacher_is_tuned_likewise(options, splits, tmp_path):
-    config = options(tune__kind="adapter", epochs=1, teacher__epochs=1)
+    config = options(tune__kind="adapter", epochs=1, teacher__epochs=1, **TRAINED)
     seen = []
     real = GML._build_teacher
     with pytest.MonkeyPatch.context() as patch:

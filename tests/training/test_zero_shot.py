@@ -126,7 +126,7 @@ def test_texts_that_cannot_be_had_are_refused(config, changes, words):
 def test_a_run_that_was_stopped_goes_on_from_the_same_heads(method, config, splits, tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a picture of a {}\nmany of {}\n")
-    chosen, _ = config(method=method, start__prompts=str(prompts))
+    chosen, _ = config(method=method, start__prompts=str(prompts), teacher__kind="frozen")
     evaluation = run(tmp_path / "whole", chosen, splits)
     first = read_zero_shot(tmp_path / "whole")
     assert evaluation["zero_shot"] == first
@@ -149,7 +149,9 @@ def test_a_run_that_was_stopped_goes_on_from_the_same_heads(method, config, spli
 
 def test_a_teacher_without_a_text_tower_starts_at_random(config, splits, weights, tmp_path):
     save_file(build_encoder(VIT, 3).state_dict(), tmp_path / "visual.safetensors")
-    chosen, notes = config(method="gml", teacher__pretrained=str(tmp_path / "visual.safetensors"))
+    chosen, notes = config(
+        method="gml", teacher__kind="frozen", teacher__pretrained=str(tmp_path / "visual.safetensors")
+    )
     assert (chosen.start.head, notes) == ("text", [])
     heads = TextHeads(tmp_path, chosen, splits.train.class_names, torch.device("cpu"))
     teacher, student = (heads.of(stage) for stage in plan_stages(chosen))

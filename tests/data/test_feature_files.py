@@ -1,0 +1,154 @@
+"""Files of features: what is read, what is refused, how they are split."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from longtail.data import FeatureSet, load_data
+from longtail.data.feature_files import feature_rows, packed_paths
+from longtail.data.feature_set import feature_statistics
+from longtail.data.image_set import PathTable
+from longtail.errors import UserError
+from longtail.option_groups import DataOptions
+
+COUNTS = (40, 20, 6)
+
+
+def arrays(dim=5, views=None, seed=0):
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(COUNTS)), COUNTS)
+    shape = (len(labels), dim) if views is None else (len(labels), views, dim)
+    test = np.repeat(np.arange(len(COUNTS)), 4)
+    return {
+        "train_features": random.normal(3, 2, shape).astype("float32"),
+        "train_labels": labels,
+        "test_features": random.normal(3, 2, (len(test), dim)).astype("float32"),
+        "test_labels": test,
+    }
+
+
+def write(path, content, names=None):
+    if path.suffix == ".npz":
+        np.savez(path, **content, **({} if names is None else {"class_names": np.array(names)}))
+    else:
+        meta = None if names is None else {"class_names": json.dumps(names)}
+        save_file(
+            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in content.items()},
+            path,
+            metadata=meta,
+        )
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_what_is_written_is_what_is_read(ending, tmp_path):
+    content = arrays()
+    splits = load_data(write(tmp_path / f"f.{ending}", content, ["ant", "bee", "fly"]))
+    assert isinstance(splits.train, FeatureSet)
+    assert splits.train.class_names == ("ant", "bee", "fly")
+    assert splits.train.channels == 5
+    assert splits.train.views == 1
+    np.testing.assert_array_equal(splits.train.features[:, 0], content["train_features"])
+    np.testing.assert_array_equal(splits.test.labels, content["test_labels"])
+    np.testing.assert_allclose(splits.mean, content["train_features"].astype("float64").mean(0), rtol=1e-9)
+    np.testing.assert_allclose(splits.std, content["train_features"].astype("float64").std(0), rtol=1e-9)
+
+
+def test_statistics_are_of_the_first_view_and_a_constant_counts_as_deviation_one():
+    features = torch.stack([torch.tensor([[1.0, 7.0], [3.0, 7.0]]), torch.full((2, 2), 100.0)], 1)
+    mean, std = feature_statistics(features)
+    assert mean == (2.0, 7.0)
+    assert std == (1.0, 1.0)
+
+
+def test_features_that_are_not_split_give_a_test_set_that_hangs_on_them_alone(tmp_path):
+    whole = arrays()
+    rows = {"features": whole["train_features"], "labels": whole["train_labels"]}
+    one = load_data(write(tmp_path / "a.npz", rows))
+    order = np.random.default_rng(1).permutation(len(rows["labels"]))
+    other = load_data(write(tmp_path / "b.npz", {name: array[order] for name, array in rows.items()}))
+    held = [{tuple(row) for row in splits.test.features[:, 0].tolist()} for splits in (one, other)]
+    assert held[0] == held[1]
+    assert one.test.class_counts.tolist() == [8, 4, 1]
+    third = load_data(write(tmp_path / "a.npz", rows), source=DataOptions(test_share=0.5))
+    assert third.test.class_counts.tolist() == [20, 10, 3]
+
+
+def test_folds_validation_and_imbalance_work_as_on_arrays(tmp_path):
+    file = write(tmp_path / "f.npz", arrays())
+    folds = [load_data(file, folds=2, source=DataOptions(fold=fold)) for fold in (0, 1)]
+    tested = torch.cat([splits.test.features[:, 0] for splits in folds])
+    assert len(torch.unique(tested, dim=0)) == len(tested) == sum(COUNTS) + 12
+    held = load_data(file, val_fraction=0.25)
+    assert held.validation.class_counts.tolist() == [10, 5, 2]
+    assert held.mean == feature_statistics(held.train.features)[0]
+    cut = load_data(file, imbalance=40)
+    assert cut.train.class_counts.tolist() == [40, 6, 1]
+    assert cut.mean == feature_statistics(cut.train.features)[0]
+
+
+def bad(**changes):
+    content = arrays()
+    for name, change in changes.items():
+        content[name] = change(content[name].copy())
+        if content[name] is None:
+            del content[name]
+    return content
+
+
+def nan_in_row(row):
+    def change(array):
+        array[row, 2] = np.nan
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (bad(train_features=nan_in_row(17)), ["'train_features'", "not finite", "row 17"]),
+        (bad(test_features=lambda a: a[:, :4]), ["width 5", "'test_features' 4"]),
+        (bad(test_labels=lambda a: None), ["'test_labels' is missing", "train_labels"]),
+        (bad(train_labels=lambda a: a[:-1]), ["66 rows", "65 'train_labels'"]),
+        (bad(train_labels=lambda a: a - 1), ["negative label -1"]),
+        (bad(train_labels=lambda a: a.astype("float32")), ["'train_labels' is float32", "integers"]),
+        (bad(train_labels=lambda a: np.where(a == 1, 2, a)), ["class 1 has no training row", "up to 2"]),
+        (bad(test_labels=lambda a: np.full_like(a, 3)), ["'test_labels' holds label 3", "3 classes"]),
+        (bad(train_features=lambda a: a.astype("int64")), ["'train_features' is int64", "floating point"]),
+        (bad(train_labels=lambda a: a * 0, test_labels=lambda a: a * 0), ["one class only"]),
+    ],
+)
+def test_what_cannot_be_used_is_named(ending, content, words, tmp_path):
+    file = write(tmp_path / f"f.{ending}", content)
+    with pytest.raises(UserError) as error:
+        load_data(file)
+    for word in [file, *words]:
+        assert word in str(error.value)
+
+
+def test_a_file_cut_off_is_no_traceback(tmp_path):
+    for ending in ("npz", "safetensors"):
+        path = tmp_path / f"f.{ending}"
+        write(path, arrays())
+        path.write_bytes(path.read_bytes()[: 1000 if ending == "safetensors" else 3000])
+        with pytest.raises(UserError, match=rf"f\.{ending}"):
+            load_data(str(path))
+
+
+def test_rows_to_predict_on(tmp_path):
+    content = arrays(views=3)
+    file = write(tmp_path / "new.safetensors", {"features": content["train_features"]})
+    np.testing.assert_array_equal(feature_rows(file), content["train_features"][:, 0])
+    with pytest.raises(UserError, match="no array 'features'; found: other"):
+        feature_rows(write(tmp_path / "none.safetensors", {"other": content["train_features"]}))
+
+
+def test_paths_are_packed_and_come_back_whatever_they_hold():
+    names = ["a.jpg", "b c/ü.png", "x\udcff.jpg"]
+    packed = packed_paths(PathTable(names))
+    assert packed.numpy().tobytes().decode("utf-8", "surrogateescape").split("\0") == names
