@@ -10,7 +10,9 @@ import pytest
 import longtail
 
 SOURCE = Path(longtail.__file__).parent
-ROOMS = "losses metrics data models memory methods training estimators reporting deployment".split()  # from the ground up
+ROOMS = (
+    "losses metrics data models memory methods training estimators reporting deployment".split()
+)  # from the ground up
 GROUND = {
     "errors": set(),
     "option_groups": set(),

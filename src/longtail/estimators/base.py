@@ -16,11 +16,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from longtail.config import TrainConfig, replace_options, resolved
 from longtail.data import DataSplits, FeatureSet
 from longtail.data.feature_set import STORED, feature_statistics
+from longtail.errors import unknown_name
 from longtail.estimators.parameters import in_words_of, options_of, seed_of
+from longtail.models.classifier import as_prior
 from longtail.training.defaults import resolve
 from longtail.training.guard import Diverged
 from longtail.training.in_memory import train_in_memory
 
+_PRIORS = ("uniform", "train")
 _ROWS = 8192
 """Rows that are predicted at a time."""
 DIVERGED = "training diverged: losses or gradients were not finite; lower learning_rate, or scale the features."
@@ -79,6 +82,7 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{type(self).__name__} needs samples of two classes or more; the data holds one class, "
                 f"{classes.tolist()[0]!r}."
             )
+        self._read_prior(len(classes))
         self._seed = seed_of(self.random_state)
         alike = not uneven(weights)
         config, data = self._resolved(options, feature_set(X, labels, classes, None if alike else weights))
@@ -126,16 +130,25 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _shift(self) -> torch.Tensor:
         """Return what ``prior`` adds to the classifier's logits, float64 ``[C]``."""
-        prior = self.class_prior_ if isinstance(self.prior, str) and self.prior == "train" else self.prior
-        if not isinstance(prior, str):
-            try:
-                prior = torch.from_numpy(np.array(prior, dtype=np.float64))
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"prior must be 'uniform', 'train' or one weight for each of {len(self.classes_)} classes, "
-                    f"got {self.prior!r}."
-                ) from None
-        return self.classifier_.prior_shift(prior)
+        prior = self._read_prior(len(self.classes_))
+        named_train = isinstance(prior, str) and prior == "train"
+        return self.classifier_.prior_shift(torch.from_numpy(self.class_prior_) if named_train else prior)
+
+    def _read_prior(self, num_classes: int) -> str | torch.Tensor:
+        """Return the prior's name, or its weights as float64 ``[num_classes]`` with sum 1."""
+        if isinstance(self.prior, str):
+            if self.prior not in _PRIORS:
+                raise unknown_name("prior", self.prior, _PRIORS)
+            return self.prior
+        try:
+            weights = torch.from_numpy(np.array(self.prior, dtype=np.float64))
+        except (TypeError, ValueError):
+            weights = torch.empty(0, 0)
+        if weights.ndim != 1:
+            raise ValueError(
+                f"prior must be 'uniform', 'train' or one weight for each of {num_classes} classes, got {self.prior!r}."
+            )
+        return as_prior(weights, num_classes, "prior")
 
     def _read_options(self) -> TrainConfig:
         return options_of(self, self._options, {"method": self._method, **self._fixed})

@@ -81,6 +81,7 @@ class InParts(FeatureClassifier):
         labels = np.searchsorted(known, y)
         masses = np.bincount(labels, weights, minlength=len(known)) + (0 if first else self._masses)
         part = feature_set(X, labels, known, weights if uneven(weights) else None)
+        self._read_prior(len(known))
         if first:
             self._seed = seed_of(self.random_state)
         parts = self._parts or self._started(options, part, None if first else self.classifier_)
