@@ -23,8 +23,9 @@ optimiser.name optimiser.schedule optimiser.sharpness optimiser.warmup optimiser
 queue.capacity queue.kind queue.min_per_class queue.project queue.projection_dim root sampler seed select source.check
 source.fold source.group_column source.group_pattern source.label_column source.labels source.mean source.path_column
 source.profile source.repeats source.split_column source.split_seed source.std source.test source.test_share
-source.unknown_labels teacher.backbone teacher.cache teacher.epochs teacher.kind teacher.momentum teacher.pretrained
-teacher.run tracking.project tracking.to val_fraction views.classifier views.key views.query
+source.unknown_labels start.head start.prompts teacher.backbone teacher.cache teacher.epochs teacher.kind
+teacher.momentum teacher.pretrained teacher.run tracking.project tracking.to tune.encoder_lr tune.kind tune.lr_decay
+tune.prompts tune.rank val_fraction views.classifier views.key views.query
 """.split()
 
 WORDS = """

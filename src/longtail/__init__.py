@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longtail.api import load, train
     from longtail.config import TrainConfig
+    from longtail.deployment.embed import embed
     from longtail.deployment.evaluate import evaluate
     from longtail.deployment.export import export
     from longtail.deployment.predict import Predictions, predict
@@ -44,6 +45,7 @@ _HOMES = {
     "TrainConfig": "config",
     "UserError": "errors",
     "compare": "reporting.compare",
+    "embed": "deployment.embed",
     "evaluate": "deployment.evaluate",
     "export": "deployment.export",
     "inspect": "reporting.inspection",
@@ -66,6 +68,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "compare",
+    "embed",
     "evaluate",
     "export",
     "inspect",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longtail.config import TrainConfig, get_option, replace_options
-from longtail.data import DataSplits, ImageFiles
+from longtail.data import DataSplits, FeatureSet, ImageFiles
 from longtail.data.counts import imbalance_factor
 from longtail.deployment.result import Result
 from longtail.deployment.run_records import load_classifier
@@ -19,6 +19,7 @@ from longtail.reporting import fold_summary, read_log, summary, unlearned, warni
 from longtail.training.defaults import choose_pretrained, chosen_framing, describe, resolve
 from longtail.training.evaluation import write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
+from longtail.training.kept_encoder import keep_encoder
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import (
     frame_for_run,
@@ -122,6 +123,8 @@ def _train_one(
     _check_ready_runs_stay(config, overwrite)
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
+        if not folder.holds_run and isinstance(splits.train, FeatureSet):
+            keep_encoder(folder.path, splits.train.origin)
         if not folder.holds_run:
             folder.write_config(config)
             write_data_record(folder.path, splits, notes, seen)

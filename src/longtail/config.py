@@ -21,8 +21,10 @@ from longtail.option_groups import (
     LossOptions,
     OptimiserOptions,
     QueueOptions,
+    StartOptions,
     TeacherOptions,
     TrackingOptions,
+    TuneOptions,
     ViewOptions,
 )
 
@@ -38,9 +40,9 @@ class TrainConfig:
             split list (``.txt``) or arrays (``.npz``).
         root: folder that paths in a manifest or list are relative to, or that holds a published data set.
         method: name of what is trained, of those that ``docs/methods.md`` lists.
-        backbone: encoder name: one of this package, or any of timm.
-        pretrained: weights to start from: ``auto`` (timm's, if they can be had), ``none``, ``hub``, the name of other
-            weights of the same encoder, a file, or the folder of a run.
+        backbone: encoder name: one of this package, any of timm, or ``open_clip:`` and an architecture of open_clip.
+        pretrained: weights to start from: ``auto`` (timm's, if they can be had; open_clip's), ``none``, ``hub``, the
+            name of other weights of the same encoder, a file, or the folder of a run.
         image_size: side in pixels that images are brought to.
         epochs: passes over the training images.
         batch_size: images a step.
@@ -63,7 +65,7 @@ class TrainConfig:
         capture: record the training step once and replay it where the device can (CUDA graphs); changes only the speed.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
             validation images; 0 = at the test set at the end only, at the validation images after every epoch.
-        source, loading, views, loss, queue, teacher, decoupled, optimiser, checkpoint, tracking: groups of
+        source, loading, start, views, loss, queue, teacher, decoupled, tune, optimiser, checkpoint, tracking: groups of
             options.
     """
 
@@ -90,11 +92,13 @@ class TrainConfig:
     evaluate_every: int = 0
     source: DataOptions = field(default_factory=DataOptions)
     loading: LoadingOptions = field(default_factory=LoadingOptions)
+    start: StartOptions = field(default_factory=StartOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     queue: QueueOptions = field(default_factory=QueueOptions)
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     decoupled: DecoupledOptions = field(default_factory=DecoupledOptions)
+    tune: TuneOptions = field(default_factory=TuneOptions)
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
@@ -106,7 +110,8 @@ class TrainConfig:
 _POSITIVE = (
     "epochs batch_size loss.temperature loss.scale loss.distillation_temperature queue.capacity queue.min_per_class "
     "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm checkpoint.bad_steps "
-    "image_size source.repeats loading.prefetch loading.resize decoupled.epochs"
+    "image_size source.repeats loading.prefetch loading.resize decoupled.epochs tune.rank tune.prompts tune.lr_decay "
+    "tune.encoder_lr"
 )
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
@@ -185,6 +190,25 @@ def check(config: TrainConfig) -> None:
         refuse("optimiser.lr", "at most 1000")
     if any(not 0 < share < 1 for share in config.optimiser.milestones):
         refuse("optimiser.milestones", "shares of the epochs, between 0 and 1")
+    _check_tune(config.tune)
+
+
+def _check_tune(tune: TuneOptions) -> None:
+    """Raise :class:`UserError` for an option of tuning that its kind has no use for."""
+    if tune.lr_decay > 1:
+        raise UserError(f"--tune.lr_decay must be at most 1 (lower layers learn more slowly), got {tune.lr_decay}.")
+    uses = {
+        "rank": ("lora", "adapter"),
+        "prompts": ("prompt",),
+        "lr_decay": ("full", "lora", "adapter", "prompt", "bias", "norm"),
+        "encoder_lr": ("full", "lora", "adapter", "prompt", "bias", "norm"),
+    }
+    for name, kinds in uses.items():
+        if getattr(tune, name) != getattr(TuneOptions(), name) and tune.kind not in kinds:
+            raise UserError(
+                f"--tune.{name} {getattr(tune, name)} means nothing for --tune.kind {tune.kind}; leave it out, or give "
+                f"--tune.kind {' or '.join(kinds)}."
+            )
 
 
 def resolved(value: _T | None) -> _T:

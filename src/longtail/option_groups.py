@@ -71,6 +71,21 @@ class LoadingOptions:
 
 
 @dataclass(frozen=True)
+class StartOptions:
+    """What a classifier starts from, beside ``pretrained`` for its encoder.
+
+    Attributes:
+        head: ``text`` (what the encoder's text tower says of the classes: the zero-shot classifier; open_clip encoders
+            only) or ``random``; default: ``text`` where the encoder's weights have a text tower, else ``random``.
+        prompts: sentences about a class, for ``text``: ``simple``, ``ensemble``, or a file of templates or of sentences
+            for each class (see ``longtail.models.prompts``).
+    """
+
+    head: Literal["random", "text"] | None = None
+    prompts: str = "ensemble"
+
+
+@dataclass(frozen=True)
 class ViewOptions:
     """Augmentation recipe of each view (see ``longtail.data.views``); default: what fits the images.
 
@@ -193,6 +208,33 @@ class DecoupledOptions:
     run: str | None = None
     epochs: int | None = None
     tau: float = 1.0
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How much of a pretrained encoder is trained; heads and projections always are.
+
+    Of every kind but ``full`` the encoder stays in eval mode: no dropout, and batch normalisation keeps the statistics
+    that it came with. A teacher that the run trains beforehand is tuned likewise.
+
+    Attributes:
+        kind: ``full`` (all weights), ``frozen`` (none: a linear probe), ``lora`` (low-rank updates of linear maps, or
+            of convolutions, Hu et al. 2022), ``adapter`` (a bottleneck beside the MLP of every transformer block,
+            AdaptFormer, Chen et al. 2022), ``prompt`` (tokens of its own in every block, VPT-deep, Jia et al. 2022),
+            ``bias`` (biases only, BitFit, Ben Zaken et al. 2022) or ``norm`` (scales and shifts of normalisation
+            layers only).
+        rank: of ``lora`` (default 8), or width of the bottleneck of ``adapter`` (default: 2^floor(log2(C / (2 L))) for
+            C classes and L blocks, at least 1: as many weights as a linear classifier at most; LIFT, Shi et al. 2024).
+        prompts: tokens a block, for ``prompt``.
+        lr_decay: factor on the learning rate a layer, from the head downwards; 1 = off.
+        encoder_lr: factor on the learning rate of the encoder, beside that of heads and projections.
+    """
+
+    kind: Literal["full", "frozen", "lora", "adapter", "prompt", "bias", "norm"] = "full"
+    rank: int | None = None
+    prompts: int = 10
+    lr_decay: float = 1.0
+    encoder_lr: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,9 @@ class Verb:
 
 VERBS = {
     "inspect": Verb("reporting.inspection", "DATA", "look at images before training: classes, leaks, what is broken"),
+    "embed": Verb(
+        "deployment.embed", "DATA", "every image through a frozen encoder once: features to train heads on in seconds"
+    ),
     "evaluate": Verb(
         "deployment.evaluate", "RUN [DATA]", "figures of a finished run, on its test set or on other data"
     ),

@@ -433,3 +433,15 @@ def test_weights_at_a_plain_address_lie_where_torch_keeps_them(monkeypatch, tmp_
     (tmp_path / "reached").unlink()
     assert pretrained.hub_file("legacy_seresnet18.in1k") == path
     assert not (tmp_path / "reached").exists()
+
+
+def test_files_of_open_clip_go_by_their_own_names(client, tmp_path):
+    pytest.importorskip("open_clip")
+    client["remote"] = {"model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"}
+    assert pretrained.hub_file("open_clip:hf-hub:someone/model@v2") == tmp_path / "open_clip_model.safetensors"
+    assert client["calls"][-1] == ("download", "someone/model", "v2", "open_clip_model.safetensors")
+    assert pretrained.hub_file("open_clip:ViT-B/16.openai") == tmp_path / "open_clip_model.safetensors"
+    assert client["calls"][-1][1] == "timm/vit_base_patch16_clip_224.openai"
+    client["remote"] = {"pytorch_model.bin"}
+    assert pretrained.hub_file("open_clip:ViTamin-S.datacomp1b") == tmp_path / "pytorch_model.bin"
+    assert client["calls"][-1][1] == "jienengchen/ViTamin-S"

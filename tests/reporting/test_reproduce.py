@@ -14,3 +14,10 @@ def test_it_names_what_was_chosen_and_leaves_out_what_changes_no_figure():
     full = " \\\n  ".join(words)
     assert reproduce_command(config) == full.format("/data/photos", "'/data/my test'")
     assert reproduce_command(config, short_paths=True) == full.format("photos", "'my test'")
+
+
+def test_what_is_no_path_keeps_its_whole_name():
+    config = {"data": "x", "method": "gml", "pretrained": "open_clip:ViT-B/16.openai", "start": {"prompts": "a/b.txt"}}
+    command = reproduce_command(config, short_paths=True)
+    assert "--pretrained open_clip:ViT-B/16.openai " in command
+    assert "--start.prompts b.txt" in command

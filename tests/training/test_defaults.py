@@ -55,6 +55,7 @@ OPEN = {
         "decoupled.run",
         "optimiser.clip_norm",
         "optimiser.ema",
+        "tune.rank",
     ),
     *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
     *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),
@@ -70,6 +71,7 @@ def test_nothing_is_left_open_but_what_may_be():
         "out",
         "pretrained",  # chosen when a run is started, because it may ask a network
         "teacher.pretrained",
+        "start.head",  # follows from those weights
     }
     assert config.backbone == config.teacher.backbone == "small_net"
 

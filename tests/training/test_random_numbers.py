@@ -31,9 +31,14 @@ def test_training_on_the_cpu_touches_no_accelerator(monkeypatch):
 
 def test_generators_are_put_back_also_after_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(KeyError), own_random_numbers(CPU):
+
+    @own_random_numbers(CPU)
+    def failing():
         seed_torch(1, CPU)
         raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
     assert torch.equal(torch.get_rng_state(), before)
 
 

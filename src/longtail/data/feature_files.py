@@ -141,6 +141,24 @@ def _checked(path: Path, tensors: dict[str, Tensor], part: str) -> tuple[Tensor,
     return features, labels
 
 
+def feature_rows(path: str | Path) -> Tensor:
+    """Return the features ``[N, D]`` of a file to be predicted on: its array ``features``, or else ``test_features``.
+
+    Of several views it is the first.
+
+    Raises:
+        UserError: there are none, or a value is not finite.
+    """
+    path = Path(path).expanduser()
+    tensors, _ = _read(path)
+    name = next((name for name in ("features", "test_features") if name in tensors), None)
+    if name is None:
+        raise UserError(f"{path} holds no array 'features'; found: {', '.join(sorted(tensors)) or 'nothing'}.")
+    unlabelled = torch.zeros(len(tensors[name]), dtype=torch.int64)
+    part = name.removesuffix("features").rstrip("_") or "new"
+    return _checked(path, {f"{part}_features": tensors[name], f"{part}_labels": unlabelled}, part)[0][:, 0].float()
+
+
 def _class_names(path: Path, meta: dict[str, Any], labels: Tensor) -> tuple[str, ...]:
     names = meta.get("class_names")
     if names is not None:

@@ -208,6 +208,36 @@ def plain_frames(
     return stream(_TestBatches(files), places, min(workers, len(places)), prefetch, pin)
 
 
+class _ViewBatches(Dataset[Any]):
+    """Item (start, end): augmented frames of every view of the files from start to end, or the reason for none."""
+
+    def __init__(self, files: ImageFiles, views: Mapping[str, View], seed: int) -> None:
+        self.files, self.views, self.seed = files, views, seed
+        self.side = needed_side(files.framing, views)
+
+    def __getitem__(self, place: tuple[int, int]) -> Frames | str:
+        ids = torch.arange(*place)
+        try:
+            frames = frame_files(self.files, ids, self.views, self.side, self.seed)
+        except UserError as error:
+            return str(error)
+        return {name: self.views[name].augment(made, ids, self.seed, 0, name) for name, made in frames.items()}
+
+
+def view_frames(
+    files: ImageFiles, views: Mapping[str, View], batch_size: int, workers: int, seed: int, start: int = 0
+) -> Iterator[Frames]:
+    """Yield every view of the files in order from ``start`` on, augmented but not normalised, each file decoded once.
+
+    What a view is made of follows from (seed, the file's position, the view's name).
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    places = [(first, min(first + batch_size, len(files))) for first in range(start, len(files), batch_size)]
+    return stream(_ViewBatches(files, views, seed), places, min(workers, len(places)), advice="use fewer workers")
+
+
 class StreamingLoader:
     """Batches of image files, the counterpart of :class:`longtail.data.loading.ResidentLoader`.
 

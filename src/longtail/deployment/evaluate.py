@@ -25,6 +25,7 @@ from longtail.training.run_data import read_other_data, read_run_data
 from longtail.training.run_folder import read_config
 from longtail.training.shortlists import with_shortlists
 from longtail.training.stages import check_config
+from longtail.training.zero_shot import with_zero_shot
 
 
 def evaluate(
@@ -105,6 +106,7 @@ def evaluate(
     else:
         evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
         if data is None:
+            evaluated = with_zero_shot(path, evaluated)
             if not isinstance(test, FeatureSet):
                 write_gallery(path, classifier, evaluated, splits.train, test)
             write_evaluation(path, evaluated, keep_logits=config.folds is not None)

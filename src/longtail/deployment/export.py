@@ -74,6 +74,8 @@ def export(
     check_replaceable(target, _OURS[format], overwrite)
     classifier = load_classifier(path)
     temperature = None if uncalibrated else classifier.temperature
+    if resizing and classifier.takes_features:
+        raise UserError("--resizing is for images, but this model takes features; leave it out.")
     form = Form(preprocessing, resizing, prior_input, temperature)
     with whole_folder(target) as folder:
         if format == "onnx":

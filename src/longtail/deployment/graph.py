@@ -54,6 +54,9 @@ class Form:
     def describe_images(self, classifier: Classifier) -> str:
         """Return type, shape and range of the input ``images`` in words."""
         channels, (height, width) = len(classifier.mean), classifier.image_size
+        if classifier.takes_features:
+            how = "as the encoder gives them" if self.preprocessing else "(feature - mean) / std"
+            return f"float32 [batch, {channels}], {how}"
         if self.resizing:
             return f"uint8 [batch, {channels}, height, width], 0..255, any height and width"
         if self.preprocessing:
@@ -84,8 +87,11 @@ class DeployedClassifier(nn.Module):
         if self.form.resizing:
             images = resize_to_framing(images, self.classifier.framing)
         if self.form.preprocessing or self.form.resizing:
-            mean, std = self.classifier.mean.view(-1, 1, 1), self.classifier.std.view(-1, 1, 1)
-            images = (images.float() / 255 - mean) / std
+            mean, std = self.classifier.mean, self.classifier.std
+            if self.classifier.takes_features:
+                images = (images - mean) / std
+            else:
+                images = (images.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
         logits = self.classifier(images)
         if self.form.temperature is not None:
             logits = logits / self.form.temperature
@@ -141,7 +147,13 @@ def description(classifier: Classifier, form: Form) -> dict[str, str]:
 
 
 def sample_images(classifier: Classifier, count: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Return random pixels uint8 ``[count, channels, height, width]``, of the classifier's size if not given."""
+    """Return random pixels uint8 ``[count, channels, height, width]``, of the classifier's size if not given.
+
+    For a classifier of features these are random ones, float32 ``[count, D]``.
+    """
+    if classifier.takes_features:
+        drawn = torch.randn(count, len(classifier.mean), generator=torch.Generator().manual_seed(count))
+        return drawn * classifier.std.cpu() + classifier.mean.cpu()
     shape = (count, len(classifier.mean), *(size or classifier.image_size))
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longtail.data.feature_files import feature_rows, holds_features
 from longtail.data.listing import IMAGE_ENDINGS
 from longtail.data.scanning import scan
 from longtail.errors import UserError
@@ -26,11 +27,11 @@ _LIST_ENDINGS = (".txt", ".lst", ".list")
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images out of one ``.npz`` file.
+    """Images, or features in place of them, out of one file of arrays.
 
     Attributes:
         file: the file as it was named.
-        images: uint8 ``[N, C, H, W]``, of the size that the model takes.
+        images: uint8 ``[N, C, H, W]``, of the size that the model takes; or features, float32 ``[N, D]``.
     """
 
     file: str
@@ -42,6 +43,24 @@ class ArrayImages:
 
 Source = list[str] | ArrayImages
 """Image files, or the images of one file of arrays."""
+
+
+def find_features(words: Sequence[str | os.PathLike[str]]) -> list[Source] | None:
+    """Return the features that ``words`` name, None if they name images.
+
+    Raises:
+        UserError: some are features and some are not, or a file cannot be read.
+    """
+    paths = [os.path.expanduser(os.fspath(word)) for word in words]
+    kinds = [word != _STDIN and holds_features(Path(word)) for word in paths]
+    if not any(kinds):
+        return None
+    if not all(kinds):
+        raise UserError(
+            f"{paths[kinds.index(False)]} holds images and {paths[kinds.index(True)]} features; predict one kind at a "
+            "time."
+        )
+    return [ArrayImages(path, feature_rows(path)) for path in paths]
 
 
 def find_images(words: Sequence[str | os.PathLike[str]], channels: int, size: tuple[int, int]) -> list[Source]:

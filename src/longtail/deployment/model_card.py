@@ -107,7 +107,10 @@ def _data(classifier: Classifier, records: RunRecords) -> str:
     height, width = classifier.image_size
     framing, channels = classifier.framing, len(classifier.mean)
     lines = [
-        f"Images: {'gray' if channels == 1 else 'RGB'}, the shorter side resized to {framing.resize} pixels "
+        f"Features of {channels} values, of the encoder that made those of the training; then (feature - mean) / std "
+        "with the mean and deviation that the files hold."
+        if classifier.takes_features
+        else f"Images: {'gray' if channels == 1 else 'RGB'}, the shorter side resized to {framing.resize} pixels "
         f"({framing.interpolation}), the centre of {height} x {width} cut out, then (pixel / 255 - mean) / std with "
         f"mean {_numbers(classifier.mean)} and std {_numbers(classifier.std)}."
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longtail.data.streaming import default_workers
 from longtail.deployment.answers import AnswerForm, Tally
-from longtail.deployment.image_inputs import find_images
+from longtail.deployment.image_inputs import ArrayImages, Source, find_features, find_images
 from longtail.deployment.logit_stream import ScoredBatch, score_images
 from longtail.deployment.predict_notes import (
     estimate_notes,
@@ -111,7 +111,10 @@ def predict(
     # The reporter keeps to what is standard output when it is made; where the table goes there, it must not.
     with redirect_stdout(sys.stderr if file is None else sys.stdout):
         say = ProgressReporter(quiet)
-    classifier = load_classifier(path)
+    listed = _listed(images)
+    features = find_features(listed)
+    classifier = load_classifier(path, features is not None)
+    _check_kind(path, classifier, features)
     if top_k > classifier.num_classes:
         raise UserError(f"--top_k {top_k} is more than the model's {classifier.num_classes} classes.")
     new = None if prior in ("none", "estimate") else find_prior(prior, classifier)
@@ -121,7 +124,7 @@ def predict(
         _check_names(classifier, kind)
         form = replace(form, shortlist=_shortlist(path, classifier, conformal or "marginal", coverage, form.shift, new))
         notes += shortlist_notes(form.shortlist, coverage, prior)
-    sources = find_images(_listed(images), int(classifier.spec["in_channels"]), classifier.image_size)
+    sources = features or find_images(listed, int(classifier.spec["in_channels"]), classifier.image_size)
     where = pick_device(device)
     for note in notes:
         say.say(note)
@@ -181,6 +184,24 @@ def _check_prior(prior: str, kept: Path | None, coverage: float | None, conforma
             "--coverage does not hold with a prior that is estimated from the same images; save one from other images "
             "(--prior estimate --prior_out prior.csv) and give it here (--prior prior.csv)."
         )
+
+
+def _check_kind(run: Path, classifier: Classifier, features: Sequence[Source] | None) -> None:
+    """Raise :class:`UserError` unless the model takes what it is to be given, images or features."""
+    if classifier.takes_features and features is None:
+        raise UserError(
+            f"the model in {run} takes features, and the encoder that makes them of images is not kept there; embed "
+            "the images with it and give that file, or train on what longtail embed wrote."
+        )
+    if features is not None and not classifier.takes_features:
+        raise UserError(f"the model in {run} takes images, not features; give it the images.")
+    for source in features or ():
+        assert isinstance(source, ArrayImages)
+        if source.images.shape[1] != classifier.spec["in_channels"]:
+            raise UserError(
+                f"{source.file}: features have width {source.images.shape[1]}, but the model in {run} takes "
+                f"{classifier.spec['in_channels']}; they must come from the encoder that made those of the training."
+            )
 
 
 def _check_names(classifier: Classifier, kind: str) -> None:

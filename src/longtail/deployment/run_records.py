@@ -11,6 +11,7 @@ from longtail.errors import UserError
 from longtail.models import Classifier
 from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
 from longtail.training.calibration import read_calibration, read_temperature
+from longtail.training.kept_encoder import with_encoder
 from longtail.training.run_folder import read_config, read_environment
 
 
@@ -46,8 +47,11 @@ def read_records(run: Path) -> RunRecords:
     )
 
 
-def load_classifier(folder: Path) -> Classifier:
+def load_classifier(folder: Path, features: bool = False) -> Classifier:
     """Return the classifier of the run in ``folder``, in eval mode on the CPU, with the temperature fitted there.
+
+    One that was trained on features is given the encoder that made them, where the run keeps it, and then takes images;
+    unless ``features`` says that it is features that it will be given.
 
     Raises:
         UserError: the folder holds no finished run, or a file in it is cut off or changed.
@@ -57,7 +61,7 @@ def load_classifier(folder: Path) -> Classifier:
     check_has_model(folder)
     classifier = Classifier.load(folder)
     classifier.temperature = read_temperature(folder)
-    return classifier
+    return with_encoder(classifier, folder) if classifier.takes_features and features is False else classifier
 
 
 def check_has_model(folder: Path) -> None:

@@ -29,21 +29,24 @@ images = ((pixels / np.float32(255) - mean) / std).astype("float32")
 def usage(kind: str, classifier: Classifier, form: Form) -> str:
     """Return Python that classifies ``photo.jpg`` with an export of ``kind`` (onnx, torch, safetensors)."""
     first = "" if kind == "safetensors" else "import json\n\n"
-    imports = f"{first}import numpy as np\n{_IMPORTS[kind]}\nfrom PIL import Image, ImageOps"
+    imports = f"{first}import numpy as np\n{_IMPORTS[kind]}"
+    imports += "" if classifier.takes_features else "\nfrom PIL import Image, ImageOps"
     pixels = f"{imports}\n\n{_pixels(classifier, form.resizing)}"
     if kind == "safetensors":
         return f"{pixels}\n\n{_LONGTAIL}"
     if kind == "onnx":
         prior = ', "log_prior": log_prior' if form.prior_input else ""
-        text = _ONNX.format(file=ONNX_FILE, normalise=_normalise(form), prior_input=prior)
+        text = _ONNX.format(file=ONNX_FILE, normalise=_normalise(classifier, form), prior_input=prior)
     else:
         prior = ", torch.tensor(log_prior)" if form.prior_input else ""
-        text = _TORCH.format(file=TORCH_FILE, normalise=_normalise(form), prior_input=prior)
+        text = _TORCH.format(file=TORCH_FILE, normalise=_normalise(classifier, form), prior_input=prior)
     return f"{pixels}\n\n{text}"
 
 
-def _normalise(form: Form) -> str:
+def _normalise(classifier: Classifier, form: Form) -> str:
     images = "images = pixels\n" if form.preprocessing or form.resizing else _NORMALISE
+    if classifier.takes_features:
+        images = images.replace(".reshape(-1, 1, 1)", "").replace("pixels / np.float32(255)", "pixels")
     # The weights are a uniform prior; any others of 0 or more are used in the same way.
     prior = 'log_prior = np.log(np.full(len(names), 1 / len(names), dtype="float32"))\n' if form.prior_input else ""
     return images + prior
@@ -51,6 +54,8 @@ def _normalise(form: Form) -> str:
 
 def _pixels(classifier: Classifier, resizing: bool) -> str:
     """Return the lines that bring an image file to ``pixels``, uint8 ``[1, channels, H, W]``."""
+    if classifier.takes_features:
+        return f'pixels = np.load("features.npy")  # float32 [rows, {len(classifier.mean)}], as the encoder gives them'
     gray = len(classifier.mean) == 1
     lines = [f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{"L" if gray else "RGB"}")']
     if not resizing:

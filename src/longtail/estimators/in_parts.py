@@ -26,7 +26,7 @@ from longtail.methods.logit_adjustment import LogitAdjustment
 from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models import Classifier
 from longtail.training.guard import Diverged
-from longtail.training.optimisers import build_optimiser, set_rate
+from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.random_numbers import own_random_numbers, seed_torch
 from longtail.training.step import TrainingStep
 
@@ -148,7 +148,8 @@ class _Parts:
         if trained is not None:
             self.method.encoder.load_state_dict(trained.encoder.state_dict())
             self.method.head.load_state_dict(trained.head.state_dict())
-        self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, self.device)
+        groups = parameter_groups(self.method, config.tune)
+        self.optimiser = build_optimiser(groups, config.optimiser, self.device)
 
     def train(self, part: FeatureSet, masses: Tensor) -> float:
         """Go once through a part and return the mean loss; ``masses [C]`` are the weights of the classes so far."""

@@ -14,7 +14,17 @@ from longtail.data import LabelledImages
 from longtail.data.loading import Batch
 from longtail.data.samplers import class_shares
 from longtail.losses import balancing_weights
-from longtail.models import Classifier, CosineHead, build_encoder, build_head, feature_dim, load_weights
+from longtail.models import (
+    Classifier,
+    CosineHead,
+    apply_tuning,
+    build_encoder,
+    build_head,
+    feature_dim,
+    load_weights,
+    merge_tuning,
+    tuning_spec,
+)
 
 OWN_OPTIONS = ("views.", "loss.", "queue.", "teacher.", "decoupled.")
 """Groups of options that belong to methods and not to every run."""
@@ -59,6 +69,8 @@ class MethodContext:
         mean, std: pixel statistics, for the classifier that is deployed.
         previous: the classifier of the stage named by ``stage.takes``.
         resumed: whether a saved state will replace all that is built, so that initial weights need not be loaded.
+        text_weights: ``[C, D]``, what the classes are called in the encoder's space (rows of length 1); heads on the
+            encoder start from it. None = they start at random.
     """
 
     config: TrainConfig
@@ -68,6 +80,7 @@ class MethodContext:
     std: tuple[float, ...]
     previous: Classifier | None = None
     resumed: bool = False
+    text_weights: Tensor | None = None
 
     @property
     def sampler(self) -> str:
@@ -99,11 +112,15 @@ class MethodContext:
         return torch.tensor(shares, dtype=torch.float64)
 
     def build_encoder(self) -> nn.Module:
-        """Return the stage's encoder, initialised from torch's current random state or from the stage's weights."""
+        """Return the stage's encoder, initialised from torch's current random state or from the stage's weights.
+
+        As much of it is trained as ``config.tune`` says, in every stage that builds one: to train a teacher whole for a
+        student of which only a little is trained would be a surprise.
+        """
         encoder = build_encoder(self.stage.backbone, self.train.channels, self.train.image_size)
         if self.stage.weights != "none" and not self.resumed:
             load_weights(encoder, self.stage.backbone, self.stage.weights, self.train.channels)
-        return encoder
+        return apply_tuning(encoder, self.config.tune, self.stage.backbone)
 
     def build_pretrained_teacher(self) -> nn.Module:
         """Return the encoder that ``teacher.backbone`` names with its pretrained weights, which nothing has tuned."""
@@ -116,8 +133,17 @@ class MethodContext:
         return encoder
 
     def build_head(self, encoder: nn.Module, kind: str) -> nn.Module:
-        """Return a fresh ``cosine`` or ``linear`` head for the training set's classes."""
-        return build_head(kind, feature_dim(encoder), self.train.num_classes, self.config.loss.scale)
+        """Return a ``cosine`` or ``linear`` head for the training set's classes, fresh or from ``text_weights``.
+
+        From texts either head predicts what the zero-shot classifier does. A cosine head's logits are its cosines times
+        ``loss.scale``; a linear head's (weights of length 1, no bias) are its cosines times the feature's own length,
+        which shifts no prediction and spares the softmax a scale that was trained for features of length 1.
+        """
+        head = build_head(kind, feature_dim(encoder), self.train.num_classes, self.config.loss.scale)
+        if self.text_weights is not None:
+            start = {"weight": self.text_weights, "bias": torch.zeros(self.train.num_classes)}
+            head.load_state_dict({name: start[name] for name in head.state_dict()})
+        return head
 
     def build_classifier(
         self,
@@ -131,7 +157,8 @@ class MethodContext:
         Training with strength t fits softmax(logits + t log p) to the training posterior, so the raw softmax implies a
         class prior proportional to p^(1-t): the training prior for plain cross entropy, uniform at t = 1. A class that
         the sampler draws more often, or that has a larger weight ``class_weights [C]`` in the loss, counts as if it had
-        so many more images.
+        so many more images. What is deployed of a tuned encoder is the plain one where there is one
+        (``merge_tuning``): of ``lora`` a copy, which shares no tensors with ``encoder``.
         """
         counts = self.train.class_counts
         shares = counts.double() / counts.sum()
@@ -149,6 +176,10 @@ class MethodContext:
         }
         if isinstance(head, CosineHead):
             spec["scale"] = self.config.loss.scale
+        encoder = merge_tuning(encoder)
+        tuning = tuning_spec(encoder)
+        if tuning is not None:
+            spec["tuning"] = tuning
         return Classifier(
             encoder,
             head,
@@ -257,5 +288,5 @@ class Method(nn.Module):
         return {}
 
     def classifier(self) -> Classifier:
-        """Return what is deployed; it shares the method's tensors."""
+        """Return what is deployed; it shares the method's tensors, but for an encoder tuned by ``lora``."""
         raise TypeError(f"{type(self).__name__} does not say what is deployed")

@@ -39,6 +39,7 @@ from longtail.models import (
     UnitVectors,
     build_encoder,
     feature_dim,
+    is_open_clip,
 )
 
 CACHE_SHARE = 0.5
@@ -55,10 +56,7 @@ class GML(Method):
         *("loss.temperature", "loss.learn_temperature", "loss.prior_strength", "loss.exclude_own_key", "loss.scale"),
         *("loss.classifier_weight", "loss.contrast_weight", "loss.distillation_", "loss.class_pooling", "loss.mixup"),
     )
-    # Features come from an encoder that is good already: as they are, they are what it would say as a teacher.
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "teacher.kind": lambda chosen: "pretrained" if chosen["backbone"] in FEATURE_ENCODERS else "frozen"
-    }
+    defaults: ClassVar[Mapping[str, Any]] = {"teacher.kind": lambda chosen: fitting_teacher(chosen)}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__()
@@ -250,6 +248,18 @@ class GML(Method):
     def classifier(self) -> Classifier:
         """Student encoder and cosine head; projections, queue and teacher stay behind."""
         return self.context.build_classifier(self.encoder, self.head, self.options.prior_strength)
+
+
+def fitting_teacher(chosen: Mapping[str, Any]) -> str:
+    """Return the kind of teacher for what is chosen so far.
+
+    An encoder that was pretrained on far more than these images knows more than a teacher trained on them would: that
+    of features, CLIP's towers, and any that is only tuned.
+    """
+    encoder = chosen["backbone"]
+    foundation = is_open_clip(encoder) or chosen["tune.kind"] != "full"
+    known = encoder in FEATURE_ENCODERS or (foundation and chosen["pretrained"] != "none")
+    return "pretrained" if known else "frozen"
 
 
 def with_teacher(config: TrainConfig, student: Stage) -> list[Stage]:

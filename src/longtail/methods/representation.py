@@ -16,6 +16,7 @@ from torch import Tensor
 from longtail.config import TrainConfig, resolved
 from longtail.data import LabelledImages
 from longtail.data.loading import Batch
+from longtail.errors import UserError
 from longtail.losses import LogitAdjustedCrossEntropy
 from longtail.methods.base import Method, MethodContext, Stage
 from longtail.methods.decoupled import Decoupled
@@ -110,7 +111,12 @@ class Representation(Method):
 
     @classmethod
     def check(cls, config: TrainConfig, train: LabelledImages) -> None:
-        """A representation that is ready must fit the images, as for the decoupled methods."""
+        """A representation that is ready must fit the images, as for the decoupled methods; another must learn."""
+        if config.tune.kind == "frozen":
+            raise UserError(
+                f"{config.method} trains an encoder, of which --tune.kind frozen leaves nothing to train; use --method "
+                "logit_adjustment for a classifier on an encoder as it is, or another --tune.kind."
+            )
         Decoupled.check(config, train)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -5,9 +5,16 @@ from longtail.models.classifier import Classifier, Prior, build_classifier
 from longtail.models.encoders import build_encoder, encoder_defaults, encoder_names, feature_dim
 from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import CosineHead, LinearHead, ProjectionHead, UnitVectors, build_head, unit_vectors
+from longtail.models.layer_order import layer_depths
+from longtail.models.on_features import on_images
+from longtail.models.on_top import OnTop
+from longtail.models.open_clip_encoder import is_open_clip
 from longtail.models.pretrained import choose_weights, load_weights
+from longtail.models.prompts import class_prompts
 from longtail.models.small import SmallNet
+from longtail.models.text_tower import check_text_tower, class_embeddings
 from longtail.models.timm_encoder import EncoderDefaults
+from longtail.models.tuning import TunedEncoder, apply_tuning, check_tuning, default_rank, merge_tuning, tuning_spec
 
 __all__ = [
     "FEATURE_ENCODERS",
@@ -16,17 +23,30 @@ __all__ = [
     "CosineHead",
     "EncoderDefaults",
     "LinearHead",
+    "OnTop",
     "Prior",
     "ProjectionHead",
     "SmallNet",
+    "TunedEncoder",
     "UnitVectors",
+    "apply_tuning",
     "build_classifier",
     "build_encoder",
     "build_head",
+    "check_text_tower",
+    "check_tuning",
     "choose_weights",
+    "class_embeddings",
+    "class_prompts",
+    "default_rank",
     "encoder_defaults",
     "encoder_names",
     "feature_dim",
+    "is_open_clip",
+    "layer_depths",
     "load_weights",
+    "merge_tuning",
+    "on_images",
+    "tuning_spec",
     "unit_vectors",
 ]

@@ -93,6 +93,10 @@ class CifarResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the patterns that tell its layers apart, as timm's models do: stem, then every block (or stage)."""
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features ``[B, 64]`` of normalised images ``[B, in_channels, H, W]``."""
         x = F.relu(self.stem_bn(self.stem(images)), inplace=True)

@@ -19,6 +19,9 @@ from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models.encoders import build_encoder, feature_dim
 from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import build_head
+from longtail.models.on_top import OnTop
+from longtail.models.tuning import apply_tuning
+from longtail.option_groups import TuneOptions
 
 _STEM = "model"
 _RANGE_SLACK = 1e-3
@@ -40,7 +43,9 @@ class Classifier(nn.Module):
         mean, std: per-channel pixel statistics on the 0..1 scale.
         framing: how an image of any size is brought to the ``image_size`` that ``preprocess`` takes.
         spec: what ``load`` rebuilds from, JSON-able: ``{"encoder": name, "in_channels": n, "head": name,
-            "scale": 30.0}``, the head's name being ``"cosine"`` or ``"linear"``.
+            "scale": 30.0}``, the head's name being ``"cosine"`` or ``"linear"``; with ``"tuning": {"kind": "adapter",
+            "rank": 4}`` (or ``"prompt"``, ``"prompts"``) where that is part of the encoder; with ``"on_features":
+            name`` that encoder lies on the standardised features of the first.
 
     Attributes:
         temperature: what ``predict`` divides the logits by, fitted on validation images (Guo et al. 2017); None = they
@@ -263,6 +268,11 @@ def build_classifier(
         UserError: ``spec`` names an unknown encoder or head, or an encoder that cannot take images of that size.
     """
     encoder = build_encoder(spec["encoder"], spec["in_channels"], framing.size)
+    if "tuning" in spec:
+        encoder = apply_tuning(encoder, TuneOptions(**spec["tuning"]), spec["encoder"])
+    if "on_features" in spec:
+        dim = feature_dim(encoder)
+        encoder = OnTop(encoder, build_encoder(spec["on_features"], dim), [0.0] * dim, [1.0] * dim)
     head = build_head(spec["head"], feature_dim(encoder), len(class_names), float(spec.get("scale", 30.0)))
     return Classifier(encoder, head, class_names, class_counts, logit_prior, mean, std, framing, spec)
 

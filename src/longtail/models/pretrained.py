@@ -6,7 +6,7 @@ Everything that can go wrong with them goes wrong in :func:`choose_weights`, whi
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,17 @@ from torch import Tensor, nn
 
 from longtail.errors import UserError, unknown_name
 from longtail.models.encoders import build_encoder, encoder_names
+from longtail.models.open_clip_encoder import (
+    HUB_FILES,
+    OPEN_CLIP,
+    activation_note,
+    default_tag,
+    fit_to_open_clip,
+    hub_place,
+    is_open_clip,
+    open_clip_tags,
+    split_name,
+)
 from longtail.models.timm_encoder import (
     architecture_of,
     classifier_tensors,
@@ -43,8 +54,9 @@ def choose_weights(
     Args:
         encoder: name as ``build_encoder`` takes it.
         wanted: None or ``"auto"``: the published weights of a timm model if they can be had, none for our own
-            encoders. ``"none"``: random ones. ``"hub"``: the published ones, or an error. Otherwise a weight file, a
-            run folder, a tag of the same timm model (``a1_in1k``, ``resnet50.a1_in1k``) or ``hf-hub:owner/name``.
+            encoders; those of an open_clip model, or an error. ``"none"``: random ones. ``"hub"``: the published ones,
+            or an error. Otherwise a weight file, a run folder, a tag of the same model (``a1_in1k``,
+            ``resnet50.a1_in1k``, ``openai``) or ``hf-hub:owner/name``.
         in_channels, image_size: of the images, as for ``build_encoder``.
 
     Returns:
@@ -63,14 +75,15 @@ def choose_weights(
         assert wanted is not None
         weights = wanted if _is_path(wanted) else _hub_name(encoder, wanted)
         _fitting_tensors(empty, encoder, weights, in_channels)
-        return weights, None
+        return weights, _note_on(weights)
     if own:
         raise UserError(f"encoder {encoder!r} has no weights on the hub; {_WAYS_OUT}.")
     try:
         weights = _default_weights(encoder)
         _fitting_tensors(empty, encoder, weights, in_channels)
     except UserError as error:
-        if wanted == "hub":
+        # Nobody names a CLIP model to train it from scratch on a long tail.
+        if wanted == "hub" or is_open_clip(encoder):
             raise
         # The network's own words are for who asks with --pretrained hub; this note ends up in the model card.
         reason = str(error).split("; ")[0].removeprefix("--pretrained ").rstrip(".").split(" (")[0]
@@ -78,7 +91,12 @@ def choose_weights(
             f"no pretrained weights for {encoder} could be had ({reason}); it starts from scratch, which takes more "
             "images and epochs to be good: give a local file with --pretrained FILE if you have one."
         )
-    return weights, None
+    return weights, _note_on(weights)
+
+
+def _note_on(weights: str) -> str | None:
+    """Return a sentence on weights that go with another activation than the encoder's; None for all others."""
+    return activation_note(weights) if is_open_clip(weights) else None
 
 
 def load_weights(encoder: nn.Module, name: str, weights: str, in_channels: int) -> None:
@@ -106,6 +124,8 @@ def load_weights(encoder: nn.Module, name: str, weights: str, in_channels: int) 
 def hub_file(weights: str) -> Path:
     """Return the local file of hub weights, ``architecture.tag`` or ``hf-hub:owner/name``, downloaded if need be.
 
+    Names of open_clip's weights start with ``open_clip:``, both ``open_clip:architecture.tag`` and
+    ``open_clip:hf-hub:owner/name``, since a repository may hold one model for timm and for open_clip.
     A copy in the local cache is taken without asking the network.
 
     Raises:
@@ -114,14 +134,11 @@ def hub_file(weights: str) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    config = None if weights.startswith(_HUB) else timm_config(weights)
-    repository = weights.removeprefix(_HUB) if config is None else config.hf_hub_id
-    if config is not None and not repository:
-        return _url_file(config.url)
+    repository, files, address = _hub_address(weights)
+    if not repository:
+        return _url_file(address)
     repository, _, revision = repository.partition("@")
     where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
-    named = config.hf_hub_filename if config is not None else None
-    files = [named] if named else [_RUN_FILE, "pytorch_model.bin"]
     with quiet():
         for file in files:
             try:
@@ -138,6 +155,24 @@ def hub_file(weights: str) -> Path:
     raise FileNotFoundError(f"{repository} holds none of {', '.join(files)}")
 
 
+def _hub_address(weights: str) -> tuple[str, list[str], str]:
+    """Return repository, files to look for in it, and the plain address of weights that lie in no repository ("")."""
+    ours = weights.removeprefix(OPEN_CLIP)
+    if ours.startswith(_HUB):
+        files = list(HUB_FILES) if is_open_clip(weights) else [_RUN_FILE, "pytorch_model.bin"]
+        return ours.removeprefix(_HUB), files, ""
+    if is_open_clip(weights):
+        repository, file, address = hub_place(weights)
+        # A file of another name mostly has a safe copy beside it, which open_clip looks for first, too.
+        safe = [str(Path(file).with_suffix(".safetensors"))] if file and not file.endswith(".safetensors") else []
+        return repository, [*safe, file] if file else list(HUB_FILES), address
+    config = timm_config(weights)
+    if config is None:
+        return weights, [_RUN_FILE, "pytorch_model.bin"], ""
+    named = config.hf_hub_filename
+    return config.hf_hub_id or "", [named] if named else [_RUN_FILE, "pytorch_model.bin"], config.url or ""
+
+
 def _url_file(url: str) -> Path:
     """Return the local copy of a file that timm takes from a plain address, as torch.hub keeps it."""
     from urllib.request import urlopen
@@ -152,7 +187,7 @@ def _url_file(url: str) -> Path:
 
 
 def _is_path(wanted: str) -> bool:
-    return not wanted.startswith(_HUB) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
+    return not wanted.startswith((_HUB, OPEN_CLIP)) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
 
 
 def _hub_name(encoder: str, wanted: str) -> str:
@@ -161,6 +196,8 @@ def _hub_name(encoder: str, wanted: str) -> str:
         if encoder in encoder_names():
             raise UserError(f"encoder {encoder!r} has no weights on the hub; {_WAYS_OUT}.")
         return wanted
+    if is_open_clip(encoder):
+        return _open_clip_weights(encoder, wanted)
     if encoder in encoder_names() or "/" in wanted:
         raise UserError(
             f"--pretrained {wanted}: there is no such file or folder (a hub repository is written "
@@ -179,8 +216,37 @@ def _hub_name(encoder: str, wanted: str) -> str:
     raise unknown_name(f"--pretrained weights of {architecture}", wanted, [*tags, "auto", "hub", "none"])
 
 
+def _open_clip_weights(encoder: str, wanted: str) -> str:
+    """Return ``open_clip:architecture.tag`` of the weights of an open_clip encoder that ``wanted`` means."""
+    architecture = split_name(encoder)[0]
+    tag = wanted
+    if is_open_clip(wanted):
+        other, full_tag = split_name(wanted)
+        if other != architecture:
+            raise UserError(
+                f"--pretrained {wanted} are weights of {OPEN_CLIP}{other}, but the encoder is {encoder}; name weights "
+                "of the encoder or choose the other encoder."
+            )
+        tag = full_tag or ""
+    tag = tag.lower().replace("-", "_")  # as open_clip reads a tag
+    tags = open_clip_tags(encoder)
+    if tag in tags:
+        return f"{architecture_of(encoder)}.{tag}"
+    if "/" in wanted:
+        raise UserError(
+            f"--pretrained {wanted}: there is no such file or folder (a hub repository is written {_HUB}owner/name); "
+            f"{_WAYS_OUT}."
+        )
+    raise unknown_name(f"--pretrained weights of {OPEN_CLIP}{architecture}", wanted, [*tags, "auto", "hub", "none"])
+
+
 def _default_weights(encoder: str) -> str:
-    """Return the full name, with tag, of the weights that timm would load for an encoder's name."""
+    """Return the full name, with tag, of the weights that timm or open_clip would load for an encoder's name."""
+    if is_open_clip(encoder):
+        tag = default_tag(encoder)
+        if tag is None:
+            raise UserError(f"open_clip publishes no weights for {encoder}; {_WAYS_OUT}.")
+        return f"{architecture_of(encoder)}.{tag}"
     config = timm_config(encoder)
     if config is None or not config.has_weights:
         raise UserError(f"timm publishes no weights for {encoder}; {_WAYS_OUT}.")
@@ -189,49 +255,82 @@ def _default_weights(encoder: str) -> str:
 
 def _fitting_tensors(encoder: nn.Module, name: str, weights: str, in_channels: int) -> dict[str, Tensor]:
     """Return a value for every tensor of the encoder, by its name there; the encoder may lie on the meta device."""
-    path = _local_file(weights)
-    expected = encoder.state_dict()
-    own = name in encoder_names()
-    found = [level if own else fit_to_timm(encoder, name, level, in_channels) for level in _levels(read_tensors(path))]
-    best = max(found, key=lambda level: len(level.keys() & expected.keys()))
+    path = local_file(name, weights)
+    own, clip = name in encoder_names(), is_open_clip(name)
+
+    def fitted(level: dict[str, Tensor]) -> dict[str, Tensor]:
+        if own:
+            return level
+        return fit_to_open_clip(encoder, level) if clip else fit_to_timm(encoder, name, level, in_channels)
+
     # What timm publishes under the encoder's own name belongs to it, whatever else the file holds.
     registered = not _is_path(weights) and not weights.startswith(_HUB)
-    dropped = set() if own else classifier_tensors(name, encoder)
+    dropped = set() if own or clip else classifier_tensors(name, encoder)
+    return matching(
+        [fitted(level) for level in levels(read_tensors(path))],
+        encoder.state_dict(),
+        f"--pretrained {path} does not fit encoder {name}",
+        f"give weights of {name}, choose the encoder they belong to, or start from scratch with --pretrained none",
+        lambda key: registered or key in dropped or key.startswith(_CLASSIFIERS),
+    )
+
+
+def matching(
+    found: Sequence[dict[str, Tensor]],
+    expected: dict[str, Tensor],
+    misfit: str,
+    way_out: str,
+    dispensable: Callable[[str], bool],
+) -> dict[str, Tensor]:
+    """Return that of ``found`` which has most of the ``expected`` tensors, once it is sure that it has them all.
+
+    Args:
+        found: the tensors of a file, read in several ways.
+        expected: by name; only shapes are looked at.
+        misfit: "this file does not fit that module", for the error.
+        way_out: what to do then.
+        dispensable: whether a tensor of that name may be in the file though it is not expected.
+
+    Raises:
+        UserError: tensors are missing, too many, or of another shape; the first three are named.
+    """
+    best = max(found, key=lambda level: len(level.keys() & expected.keys()))
     wrong = []
     for key in [*expected, *(key for key in best if key not in expected)]:
         if key not in best and key.endswith(".num_batches_tracked"):
             continue  # files of torch before 0.4.1 have no such counter, and nothing depends on it
-        if key not in expected and (registered or key in dropped or key.startswith(_CLASSIFIERS)):
+        if key not in expected and dispensable(key):
             continue
         has, wants = (f"{list(level[key].shape)}" if key in level else "missing" for level in (best, expected))
         if has != wants:
             wrong.append(f"{key} (file: {has}; encoder: {wants})")
     if wrong:
-        raise UserError(
-            f"--pretrained {path} does not fit encoder {name} in {len(wrong)} tensors, first {', '.join(wrong[:3])}; "
-            f"give weights of {name}, choose the encoder they belong to, or start from scratch with --pretrained none."
-        )
+        raise UserError(f"{misfit} in {len(wrong)} tensors, first {', '.join(wrong[:3])}; {way_out}.")
     return best
 
 
-def _levels(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def levels(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield the tensors as they are named, and every part of them that a prefix sets apart, without it."""
     yield tensors
     for prefix in _PREFIXES:
         part = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         if part:
-            yield from _levels(part)
+            yield from levels(part)
 
 
-def _local_file(weights: str) -> Path:
-    """Return the file that holds ``weights``; what keeps the hub from giving it becomes one sentence."""
+def local_file(encoder: str, weights: str) -> Path:
+    """Return the file that holds ``weights`` of an encoder, both as ``load_weights`` takes them.
+
+    Raises:
+        UserError: it is not there, or the hub does not give it.
+    """
     if _is_path(weights):
         path = Path(weights) / _RUN_FILE if Path(weights).is_dir() else Path(weights)
         if not path.is_file():
             raise UserError(f"--pretrained {weights}: there is no file {path}; {_WAYS_OUT}.")
         return path
     try:
-        return hub_file(weights)
+        return hub_file(f"{OPEN_CLIP}{weights}" if is_open_clip(encoder) and weights.startswith(_HUB) else weights)
     except Exception as error:  # of three libraries and the operating system; they share no base class
         raise UserError(f"--pretrained {weights}: {_hub_reason(error)}; {_WAYS_OUT}.") from None
 

@@ -33,6 +33,11 @@ class SmallNet(nn.Module):
             previous = width
         self.layers = nn.Sequential(*layers)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, list[tuple[str, tuple[int]]]]:
+        """Return the patterns that tell its layers apart, as timm's models do: each convolution and its BatchNorm."""
+        triples = [(rf"^layers\.(?:{3 * i}|{3 * i + 1})\.", i) for i in range(len(_WIDTHS))]
+        return {"layers": [(pattern, (number,)) for pattern, number in triples]}
+
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features ``[B, 128]`` of normalised images ``[B, in_channels, H, W]``."""
         features: Tensor = self.layers(images)

@@ -52,8 +52,14 @@ def _read_pickled(path: Path) -> Any:
         with quiet(), torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes of any kind make the reader fail in any way
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"--pretrained {path} is a TorchScript archive, which holds code beside its tensors (OpenAI's own CLIP "
+                "files are such); name published weights by their tag instead, such as openai, or convert it to "
+                "safetensors with a program that you trust."
+            ) from None
         refused = isinstance(error, pickle.UnpicklingError) and (zipped or _starts_as_pickle(path))
-        if refused or "TorchScript" in str(error):
+        if refused:
             raise UserError(
                 f"--pretrained {path} holds more than tensors, which could run code when read; convert it to "
                 "safetensors with a program that you trust."

@@ -16,14 +16,15 @@ def group_sizes(edges: list[int]) -> dict[str, str]:
 
 
 def headline(evaluation: dict[str, Any], teacher: dict[str, Any] | None, rows: list[ClassRow]) -> list[dict[str, Any]]:
-    """Return the figures that come first: what, value, interval, what it is about, the teacher's value."""
+    """Return the figures that come first: what, value, interval, what it is about, the teacher's, before training."""
+    before = evaluation.get("zero_shot") or {"groups": {}}
     overall = [
         ("top1", "Top-1", "share of all test images right"),
         ("balanced_accuracy", "Balanced", "balanced accuracy: every class weighs the same"),
     ]
     cards = [
         {"label": label, "value": evaluation[key], "note": note, "teacher": teacher[key] if teacher else None}
-        | {"interval": evaluation["intervals"].get(key), "missing": "", "group": ""}
+        | {"interval": evaluation["intervals"].get(key), "missing": "", "group": "", "zero_shot": before.get(key)}
         for key, label, note in overall
     ]
     for group, size in group_sizes(evaluation["group_edges"]).items():
@@ -40,6 +41,7 @@ def headline(evaluation: dict[str, Any], teacher: dict[str, Any] | None, rows: l
                 + (f"; {number(images)} test images" if images else ""),
                 "teacher": teacher["groups"][group]["accuracy"] if teacher else None,
                 "group": group,
+                "zero_shot": before["groups"].get(group, {}).get("accuracy"),
             }
         )
     return cards

@@ -13,6 +13,7 @@ from longtail.config import TrainConfig
 from longtail.data import DataSplits, ImageFiles
 from longtail.data.check_cache import default_cache
 from longtail.data.file_splits import FileChecks
+from longtail.data.sources import is_features
 from longtail.data.streaming import default_workers
 from longtail.data.survey import Survey, survey
 from longtail.errors import UserError
@@ -68,6 +69,10 @@ def inspect(
     given = parse_values(options, "inspect") | {"data": str(data)} | ({} if root is None else {"root": str(root)})
     config = make_config(given)
     page = None if json and out is None else _page_path(str(data), out)
+    if is_features(config.data):
+        raise UserError(
+            f"{config.data} holds features, in which there is nothing to look at; inspect the images that they are of."
+        )
     many, few = config.group_edges
     found = survey(
         config.data,

@@ -11,8 +11,17 @@ from longtail.config import TrainConfig, flatten
 from longtail.methods import is_read
 from longtail.training.run_folder import may_change
 
-_PATHS = ("data", "root", "source.test", "pretrained", "teacher.run", "teacher.pretrained", "decoupled.run")
-_NO_PATH = "hf-hub:"
+_PATHS = (
+    "data",
+    "root",
+    "source.test",
+    "pretrained",
+    "teacher.run",
+    "teacher.pretrained",
+    "decoupled.run",
+    "start.prompts",
+)
+_NO_PATH = ("hf-hub:", "open_clip:")
 
 
 def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:

@@ -26,11 +26,16 @@ from longtail.models import (
     Classifier,
     EncoderDefaults,
     build_encoder,
+    check_text_tower,
     choose_weights,
+    class_prompts,
+    default_rank,
     encoder_defaults,
     feature_dim,
+    is_open_clip,
 )
 from longtail.training.precision import faster_precision, time_encoder
+from longtail.training.tuned_defaults import check_tuned_encoders, check_tuned_start
 
 TINY_SIDE = 16
 """Images up to this side (pixels) get the small network; arrays of any larger size a CIFAR ResNet."""
@@ -65,7 +70,8 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     """
     size, side, files = len(data.train), typical_side(data.train), isinstance(data.train, ImageFiles)
     features = isinstance(data.train, FeatureSet)
-    chosen: dict[str, Any] = {}
+    # Not open, but what a method's own defaults may hang on.
+    chosen: dict[str, Any] = {key: get_option(config, key) for key in ("tune.kind", "pretrained")}
     notes: list[str] = []
     own = get_method(config.method).defaults
 
@@ -112,8 +118,15 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
             )
     # Without batch normalisation (transformers, ConvNeXt) plain SGD at these rates does not train.
     has_norm = not features and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
-    adamw = choose("optimiser.name", "sgd" if has_norm else "adamw") == "adamw"
-    choose("optimiser.lr", 1e-3 if adamw else float(f"{0.05 * batch / 128:.3g}") if photos else 0.1)
+    # Of a tuned encoder, heads, updates that start at zero, prompts and biases have gradients of very different sizes:
+    # AdamW's steps are of one size, where SGD would need a rate for each (LIFT takes 0.01, VPT up to 50).
+    tuned = config.tune.kind != "full"
+    adamw = choose("optimiser.name", "sgd" if has_norm and not tuned else "adamw") == "adamw"
+    if config.tune.kind in ("lora", "adapter"):
+        choose("tune.rank", default_rank(config.tune.kind, encoder, data.train.num_classes))
+    # CLIP's towers lose what they know at the rates of other transformers (Wortsman et al., CVPR 2022, take 3e-5).
+    fine = is_open_clip(backbone) and not tuned and config.pretrained != "none"
+    choose("optimiser.lr", 1e-5 if fine else 1e-3 if adamw else float(f"{0.05 * batch / 128:.3g}") if photos else 0.1)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
     if chosen["optimiser.lr"] * chosen["optimiser.weight_decay"] > 1:
         raise UserError(
@@ -124,7 +137,12 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     choose("loss.temperature", 0.07 if photos else 0.1)
     # The paper distils on CIFAR only, where small networks over-fit; a pretrained tower knows no classes.
     choose("loss.distillation_weight", 0.0 if photos or chosen["teacher.kind"] == "pretrained" else 1.0)
-    choose("loss.contrast_weight", 1.0)
+    contrast = choose("loss.contrast_weight", 1.0)
+    if config.tune.kind == "frozen" and contrast and is_read(config.method, "loss.contrast_weight"):
+        notes.append(
+            "with --tune.kind frozen the contrast shapes its own projections and nothing that is deployed; take "
+            "--tune.kind adapter or lora, or embed the images (longtail embed) and train on their features."
+        )
     choose("loss.class_weights", "none")
     choose("loss.deferred_from", 0.0)
     choose("sampler", "instance")
@@ -145,7 +163,9 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         timed = time_encoder(backbone, data.train.channels, image_size, batch, device)
         chosen["precision"], gain = faster_precision(timed)
         notes.append(f"bfloat16 is {gain:.2g} times as fast as float32 here; precision {chosen['precision']} is used.")
-    return replace_options(config, chosen), notes
+    config = replace_options(config, chosen)
+    check_tuned_encoders(config, data.train.channels, image_size)
+    return config, notes
 
 
 _FEATURE_ENCODER = "residual_adapter"
@@ -296,7 +316,34 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
         weights, note = choose_weights(resolved(config.teacher.backbone), wanted, channels, size)
         chosen["teacher.pretrained"] = weights
         notes += [note] if note and note not in notes else []
+    config, asked = replace_options(config, chosen), config
+    check_tuned_start(config, asked)
+    chosen["start.head"], note = _choose_head(config, data)
+    notes += [note] if note else []
     return replace_options(config, chosen), notes
+
+
+def _choose_head(config: TrainConfig, data: DataSplits) -> tuple[str | None, str | None]:
+    """Return what the head starts from, for options with their weights, and a note where texts could not be used.
+
+    It is None, which is to say at random, where the encoder leaves no choice.
+
+    Raises:
+        UserError: texts were asked for and cannot be used, or their prompts do not fit the classes.
+    """
+    encoder, weights, wanted = resolved(config.backbone), resolved(config.pretrained), config.start.head
+    if wanted == "random" or (wanted is None and not is_open_clip(encoder)):
+        return wanted, None
+    if wanted is None and weights == "none":
+        return "random", None
+    try:
+        check_text_tower(encoder, weights)
+    except UserError as error:
+        if wanted == "text":
+            raise
+        return "random", f"the head starts at random ({str(error).split('; ')[0]})."
+    class_prompts(config.start.prompts, data.train.class_names)
+    return "text", None
 
 
 def _trains_teacher(config: TrainConfig) -> bool:
@@ -352,7 +399,9 @@ def describe(config: TrainConfig, given: set[str]) -> str:
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
     keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
     keys += ["views.classifier"] + (["sampler"] if config.sampler != "instance" else [])
+    keys += ["start.head"] if config.start.head == "text" else []
     keys += ["teacher.backbone", "teacher.epochs"] if _trains_teacher(config) else []
+    keys += ["tune.rank"]
     own = ("decoupled.epochs", "queue.capacity", "queue.min_per_class", "loss.temperature")
     keys += [key for key in own if is_read(config.method, key)]
     return ", ".join(f"{key} {shown[key]}" for key in keys if key in shown)

@@ -38,7 +38,7 @@ from longtail.training.checkpoint import (
 )
 from longtail.training.ema import MovingAverage
 from longtail.training.guard import Diverged, Interrupted, StopRequest
-from longtail.training.optimisers import build_optimiser, set_rate
+from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.progress import ProgressReporter
 from longtail.training.random_numbers import seed_torch
 from longtail.training.schedule import learning_rate_factor
@@ -121,7 +121,8 @@ class StageRun:
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
         self.loader = self._feature_loader(context.train) if isinstance(context.train, FeatureSet) else self._loader()
-        self.optimiser = build_optimiser(self.method.param_groups(), config.optimiser, job.device)
+        groups = parameter_groups(self.method, config.tune)
+        self.optimiser = build_optimiser(groups, config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         # What takes no step has no course to average or to choose from.
         decay = config.optimiser.ema if stage.epochs else None
@@ -196,6 +197,8 @@ class StageRun:
         if self.best is None or self.best.classifier is None:
             self.method.finish()
             return self.deployable()
+        # Closed-form fits see the best weights, which the classifier shares with the method. Of an encoder tuned by
+        # lora it is a merged copy, and the best one holds merged weights likewise.
         classifier = self.method.classifier()
         classifier.load_state_dict(self.best.classifier.state_dict())
         self.method.finish()

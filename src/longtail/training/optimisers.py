@@ -8,8 +8,42 @@ import torch
 from torch import Tensor
 
 from longtail.config import resolved
-from longtail.option_groups import OptimiserOptions
+from longtail.methods import Method
+from longtail.models import layer_depths
+from longtail.option_groups import OptimiserOptions, TuneOptions
 from longtail.training.capture import can_capture
+
+
+def parameter_groups(method: Method, tune: TuneOptions) -> list[dict[str, Any]]:
+    """Return the parameter groups of a method, those of the encoder split by their rates.
+
+    A group whose rate is another has the factor ``lr_scale``, which :func:`set_rate` reads. Nothing changes where
+    ``tune`` asks for nothing: groups and their order are the method's. Biases and normalisation alone
+    (``--tune.kind bias`` or ``norm``) get no weight decay, as is usual for them.
+
+    Args:
+        method: its encoder's parameters may be in any of its groups, or in none.
+        tune: how the encoder is tuned.
+    """
+    groups, undecayed = method.param_groups(), tune.kind in ("bias", "norm")
+    if tune.lr_decay == 1 and tune.encoder_lr == 1 and not undecayed:
+        return groups
+    depths = layer_depths(method.encoder) if tune.lr_decay != 1 else {}
+    scales = {
+        id(parameter): tune.encoder_lr * tune.lr_decay ** depths.get(name, 0)
+        for name, parameter in method.encoder.named_parameters()
+    }
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        rest = [parameter for parameter in group["params"] if id(parameter) not in scales]
+        by_scale: dict[float, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if id(parameter) in scales:
+                by_scale.setdefault(scales[id(parameter)], []).append(parameter)
+        own = {"weight_decay": 0.0} if undecayed else {}
+        split += [{**group, "params": rest}] if rest or not by_scale else []
+        split += [{**group, **own, "params": some, "lr_scale": scale} for scale, some in sorted(by_scale.items())]
+    return split
 
 
 def build_optimiser(
@@ -43,12 +77,13 @@ def _start_momentum(optimiser: torch.optim.SGD) -> torch.optim.SGD:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group, in place where it lies on a device."""
+    """Set the rate of every group, times its ``lr_scale`` if it has one; in place where it lies on a device."""
     for group in optimiser.param_groups:
+        own = rate * group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = rate
+            group["lr"] = own
 
 
 def step_unless(optimiser: torch.optim.Optimizer, bad: Tensor) -> None:

@@ -24,6 +24,7 @@ from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, config_digest
 from longtail.training.shortlists import with_shortlists
+from longtail.training.zero_shot import TextHeads, evaluate_zero_shot, with_zero_shot, zero_shot_line
 
 
 def check_config(folder: Path, meta: dict[str, Any]) -> None:
@@ -88,6 +89,12 @@ def run_stages(
     evaluation: dict[str, Any] = {}
     plan = [PlannedStage(stage.name, stage.epochs, get_method(stage.method).passes) for stage in stages]
     progress.plan(str(folder.path), folder.path / "report.html", plan)
+    heads = TextHeads(folder.path, config, data.train.class_names, device)
+    for stage in stages:
+        heads.of(stage)  # all of them now: a stage that starts on another day finds the same
+    zero_shot = evaluate_zero_shot(folder.path, config, data, heads, device)
+    if zero_shot is not None:
+        progress.say(zero_shot_line(zero_shot))
     with StopRequest() as stop:
         for number, stage in enumerate(stages):
             target = folder.path if stage is stages[-1] else folder.path / stage.name
@@ -96,7 +103,8 @@ def run_stages(
                 continue
             resumed = restored is not None
             previous = _previous(stage, finished, folder.path, resumed)
-            context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed)
+            text = None if resumed else heads.of(stage)
+            context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed, text)
             job = StageJob(
                 number=number,
                 device=device,
@@ -133,6 +141,7 @@ def run_stages(
             evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers, target)
             evaluated = with_validation(target, evaluated, classifier.logit_prior)
             evaluated = with_shortlists(target, evaluated, classifier.logit_prior)
+            evaluated = with_zero_shot(target, evaluated) if stage is stages[-1] else evaluated
             if stage is stages[-1] and not isinstance(data.test, FeatureSet):
                 write_gallery(target, classifier, evaluated, data.train, data.test)
             write_evaluation(target, evaluated, keep_logits=config.folds is not None)

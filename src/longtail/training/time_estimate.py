@@ -20,7 +20,7 @@ from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
 from longtail.models import Classifier
 from longtail.training.defaults import chosen_framing
-from longtail.training.optimisers import build_optimiser
+from longtail.training.optimisers import build_optimiser, parameter_groups
 from longtail.training.stages import plan_stages
 from longtail.training.step import TrainingStep
 
@@ -187,7 +187,8 @@ def _forward_seconds(
 
 def _steps(method: Method, config: TrainConfig, loader: ResidentLoader, device: torch.device) -> Iterator[float]:
     """Train, and yield how long each step took in seconds."""
-    optimiser = build_optimiser(method.param_groups(), config.optimiser, device)  # at rate 0
+    groups = parameter_groups(method, config.tune)
+    optimiser = build_optimiser(groups, config.optimiser, device)  # at rate 0
     step = TrainingStep(method, optimiser, None, device, bfloat16=config.precision == "bfloat16")
     for number in range(_MOST_STEPS + 2):
         began = time.monotonic()

@@ -1,0 +1,107 @@
+"""Features on disk while they are computed: shards that are whole or not there, so that a run cut off goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtail.data.feature_files import INDEX
+from longtail.errors import UserError
+from longtail.files import load_meta, load_tensors, save_tensors
+
+_PLAN = "plan"
+_INDEX = INDEX.removesuffix(".json")
+
+
+class FeatureStore:
+    """The shards of one ``longtail embed``.
+
+    Args:
+        out: the file that they become in the end, or the folder in which they stay.
+        plan: what is computed, JSON-able: shards of another plan are not gone on with.
+        overwrite: delete what lies there first.
+
+    Raises:
+        UserError: shards of something else lie there.
+    """
+
+    def __init__(self, out: Path, plan: dict[str, Any], overwrite: bool) -> None:
+        plan = json.loads(json.dumps(plan))  # as it is read again, to be compared
+        self.out, self.single = out, out.suffix == ".safetensors"
+        self.folder = out.with_name(f"{out.name}.parts") if self.single else out
+        if overwrite:
+            self._remove()
+        if (self.folder / f"{_PLAN}.json").exists():
+            begun = load_meta(self.folder, _PLAN)
+            differs = [key for key in plan if begun.get(key) != plan[key]]
+            if differs:
+                raise UserError(
+                    f"{self.folder} holds features of another {differs[0].replace('_', ' ')}; add --overwrite to start "
+                    "anew, or choose another --out."
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not empty and holds no features; choose another --out.")
+        else:
+            save_tensors(self.folder, _PLAN, {"none": torch.empty(0)}, plan)
+
+    def has(self, stem: str) -> bool:
+        """Return whether that shard is whole: its record is written last."""
+        return (self.folder / f"{stem}.json").exists()
+
+    def save(self, stem: str, tensors: dict[str, Tensor], part: str) -> None:
+        """Write a shard of ``train`` or ``test``."""
+        save_tensors(self.folder, stem, tensors, {"part": part})
+
+    def finish(self, stems: list[str], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Make the file, or the folder's index, of all shards.
+
+        Args:
+            stems: of the shards, in order.
+            tensors: of the encoder, which is written beside them.
+            record: of what lies in them; its ``origin`` is that encoder's too.
+
+        Raises:
+            UserError: a shard was cut off or changed.
+        """
+        encoder = f"{self.out.stem}.encoder" if self.single else "encoder"
+        place = self.out.parent if self.single else self.folder
+        origin = {**record["origin"], "file": f"{encoder}.safetensors"}
+        record = {**record, "origin": origin}
+        save_tensors(place, encoder, tensors, {"origin": origin})
+        if not self.single:
+            save_tensors(self.folder, _INDEX, {"none": torch.empty(0)}, {**record, "shards": stems})
+            return
+        joined: dict[str, list[Tensor]] = {}
+        for part, found in self._shards(stems):
+            for name, tensor in found.items():
+                joined.setdefault(f"{part}_{name}", []).append(tensor)
+        whole = {name: _join(name, joined.pop(name)) for name in list(joined)}
+        save_tensors(place, self.out.stem, whole, record)
+        shutil.rmtree(self.folder)
+
+    def _shards(self, stems: list[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for stem in stems:
+            tensors, meta = load_tensors(self.folder, stem)
+            yield str(meta["part"]), tensors
+
+    def _remove(self) -> None:
+        """Delete what an earlier embedding left, and nothing that is not of one."""
+        if (self.folder / f"{_PLAN}.json").exists():
+            shutil.rmtree(self.folder)
+        if self.single:
+            for stem in (self.out.stem, f"{self.out.stem}.encoder"):
+                for ending in (".json", ".safetensors"):
+                    self.out.with_name(f"{stem}{ending}").unlink(missing_ok=True)
+
+
+def _join(name: str, parts: list[Tensor]) -> Tensor:
+    if name.endswith("_paths"):
+        zero = torch.zeros(1, dtype=torch.uint8)
+        parts = [piece for part in parts for piece in (zero, part)][1:]
+    return torch.cat(parts)

@@ -1,0 +1,320 @@
+"""Whole runs that train a part of a pretrained encoder: stopped and resumed, deployed, and what is refused before."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import longtail
+from longtail.config import replace_options
+from longtail.data import DataSplits, ImageSet
+from longtail.errors import UserError
+from longtail.methods import MethodContext, get_method
+from longtail.methods.gml import GML
+from longtail.models import Classifier, TunedEncoder, build_encoder
+from longtail.option_groups import TuneOptions
+from longtail.options import make_config
+from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.guard import Interrupted
+from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
+from longtail.training.stages import plan_stages
+from longtail.training.time_estimate import estimate_time
+from whole_runs import run, stop_at_step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RESULTS = ["model.safetensors", "model.json", "metrics.jsonl", "evaluation.json"]
+VIT = "test_vit"
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """Three classes of 32x32 colour images, 12/5/2 for training and 4 a class for testing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(counts):
+        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        pixels = torch.randint(0, 120, (len(labels), 3, 32, 32), generator=generator)
+        for index, label in enumerate(labels.tolist()):
+            pixels[index, label, :, 8 * label : 8 * label + 8] += 130
+        return ImageSet(pixels.to(torch.uint8), labels, ("left", "middle", "right"))
+
+    return DataSplits("bars", images([12, 5, 2]), images([4, 4, 4]), (0.4,) * 3, (0.25,) * 3, "light")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file as timm's users have one: the state of a whole model, classifier included."""
+    torch.manual_seed(3)
+    file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(timm.create_model(VIT, num_classes=7, img_size=32).state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def options(splits, weights):
+    """Return a function from changed options to those of a run, resolved and with its weights chosen."""
+
+    def build(**changes):
+        given = {
+            "data": "bars",
+            "epochs": 2,
+            "batch_size": 8,
+            "device": "cpu",
+            "queue.capacity": 24,
+            "teacher.epochs": 1,
+        }
+        given |= {"backbone": VIT, "pretrained": str(weights), "checkpoint.every_seconds": 0.0}
+        given |= {key.replace("__", "."): value for key, value in changes.items()}
+        config, _ = resolve(make_config({key: value for key, value in given.items() if value is not None}), splits)
+        return replace_options(choose_pretrained(config, splits)[0], {"out": "unused"})
+
+    return build
+
+
+def results(path):
+    return {name: (path / name).read_bytes() for name in RESULTS}
+
+
+CASES = [
+    ("frozen", {}),
+    ("lora", {"optimiser__ema": 0.9}),
+    ("adapter", {"tune__lr_decay": 0.5, "tune__encoder_lr": 0.3}),
+    ("prompt", {"tune__prompts": 2, "teacher__kind": "momentum"}),
+    ("bias", {"optimiser__name": "sgd"}),
+    ("norm", {"method": "bcl"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), CASES)
+def test_a_stop_in_the_middle_resumes_to_the_same_bytes_and_keeps_the_rest(
+    kind, changes, tmp_path, options, splits, weights, monkeypatch
+):
+    config = options(tune__kind=kind, **changes)
+    run(tmp_path / "whole", config, splits)
+    stop_at_step(monkeypatch, get_method(config.method), 3)
+    with pytest.raises(Interrupted, match="its state is saved"):
+        run(tmp_path / "stopped", config, splits)
+    monkeypatch.undo()
+    run(tmp_path / "stopped", config, splits, resume=True)
+    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+
+    model = Classifier.load(tmp_path / "whole")
+    own = {key: value for key, value in model.encoder.state_dict().items() if ".down." not in key and ".up." not in key}
+    start = timm.create_model(VIT, num_classes=0, img_size=32)
+    start.load_state_dict(
+        {k: v for k, v in longtail.models.weight_files.read_tensors(weights).items() if not k.startswith("head.")}
+    )
+    same = {
+        key for key, value in start.state_dict().items() if torch.equal(value, plain(own).get(key, torch.zeros(())))
+    }
+    changed = start.state_dict().keys() - same
+    expected = {
+        "lora": lambda key: (
+            any(part in key for part in ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"))
+            and key.startswith("blocks.")
+        ),
+        "bias": lambda key: key.endswith("bias"),
+        "norm": lambda key: "norm" in key,
+    }.get(kind, lambda key: False)
+    assert changed == {key for key in start.state_dict() if expected(key)}
+    assert isinstance(model.encoder, TunedEncoder) == (kind in ("adapter", "prompt"))
+    assert ("tuning" in model.spec) == (kind in ("adapter", "prompt"))
+
+
+def plain(state):
+    """Names of the encoder as timm has it, whatever was put around its parts."""
+    found = {}
+    for key, value in state.items():
+        name = key.removeprefix("encoder.").replace(".block.", ".").replace(".mlp.mlp.", ".mlp.")
+        found[name] = value
+    return found
+
+
+@pytest.mark.parametrize("kind", ["frozen", "lora", "adapter"])
+def test_methods_of_two_stages_keep_what_tuning_left(kind, tmp_path, options, splits):
+    config = options(method="crt", tune__kind=kind, decoupled__epochs=1)
+    evaluation = run(tmp_path / "run", config, splits)
+    assert 0 <= evaluation["top1"] <= 1
+    first, last = Classifier.load(tmp_path / "run" / "representation"), Classifier.load(tmp_path / "run")
+    ends = first.encoder.state_dict(), last.encoder.state_dict()
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+    assert not torch.equal(first.head.weight, last.head.weight)
+    assert first.spec.get("tuning") == last.spec.get("tuning")
+
+
+def test_the_best_epoch_of_a_merged_encoder_is_what_is_kept(tmp_path, options, splits, monkeypatch):
+    """Validation says that the first epoch is best: the result is that of a run of which nothing later entered."""
+    held = replace(splits, validation=splits.test)
+    config = options(method="logit_adjustment", tune__kind="lora", val_fraction=0.2, optimiser__schedule="constant")
+    kept = []
+
+    def look(self, epoch, figures, classifier, real=longtail.training.selection.BestEpoch.see):
+        kept.append(classifier)
+        real(self, epoch, {**figures, "val_balanced_accuracy": 1.0 / epoch}, classifier)
+
+    monkeypatch.setattr("longtail.training.selection.BestEpoch.see", look)
+    run(tmp_path / "run", config, held)
+    found = Classifier.load(tmp_path / "run").state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in kept[0].state_dict().items())
+    assert not torch.equal(kept[1].encoder.blocks[0].attn.qkv.weight, found["encoder.blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize(("kind", "form"), [("lora", "torch"), ("prompt", "onnx")])
+def test_from_image_files_to_an_exported_model(kind, form, desk, make_photos, weights):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    make_photos(desk.folder / "images", {"left": 9, "right": 4}, side=32)
+    words = f"train images --backbone {VIT} --image_size 32 --pretrained {weights} --tune.kind {kind} --method "
+    words += "logit_adjustment --epochs 1 --batch_size 8 --device cpu --loading.resident true --out run"
+    desk.run(*words.split())
+    said = json.loads((desk.folder / "run" / "evaluation.json").read_text())
+    desk.run("evaluate", "run")
+    assert json.loads((desk.folder / "run" / "evaluation.json").read_text())["top1"] == said["top1"]
+    desk.run(*"predict run images/left/00.png --out answers.csv".split())
+    assert "left" in (desk.folder / "answers.csv").read_text()
+    desk.run(*f"export run --format {form} --out exported".split())
+    model, raw = longtail.load("run"), torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    pixels, folder = model.preprocess(raw), desk.folder / "exported"
+    if form == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(folder / "model.onnx"))
+        logits = session.run(None, {"images": pixels.numpy()})[0]
+    else:
+        logits = torch.export.load(folder / "model.pt2").module()(pixels)[0].detach().numpy()
+    assert np.abs(logits - model.logits(raw).numpy()).max() < 1e-3
+
+
+def method_of(config, splits, name="gml", **how):
+    stage = plan_stages(config)[-1]
+    previous = None
+    if stage.takes is not None:
+        first = plan_stages(config)[0]
+        previous = get_method(first.method).build(MethodContext(config, first, splits.train, splits.mean, splits.std))
+        previous = previous.classifier().eval()
+    context = MethodContext(config, stage, splits.train, splits.mean, splits.std, previous)
+    return get_method(name).build(context)
+
+
+def test_without_tuning_the_groups_are_the_methods_own(options, splits):
+    method = method_of(options(), splits)
+    own, found = method.param_groups(), parameter_groups(method, TuneOptions())
+    assert [group.keys() for group in found] == [group.keys() for group in own]
+    assert [[id(p) for p in group["params"]] for group in found] == [[id(p) for p in group["params"]] for group in own]
+
+
+def test_every_rate_is_decay_to_the_depth(options, splits):
+    config = options(tune__kind="full", tune__lr_decay=0.5, tune__encoder_lr=0.1)
+    method = method_of(config, splits)
+    groups = parameter_groups(method, config.tune)
+    optimiser = build_optimiser(groups, config.optimiser, torch.device("cpu"))
+    set_rate(optimiser, 0.8)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    expected = {
+        "head.weight": 0.8,
+        "query_projection.layers.0.weight": 0.8,
+        "contrast_loss.log_temperature": 0.8,
+        "encoder.norm.weight": 0.08 * 0.5,
+        "encoder.blocks.5.attn.qkv.weight": 0.08 * 0.5,
+        "encoder.blocks.4.attn.qkv.weight": 0.08 * 0.5**2,
+        "encoder.blocks.0.mlp.fc2.bias": 0.08 * 0.5**6,
+        "encoder.pos_embed": 0.08 * 0.5**7,
+        "encoder.patch_embed.proj.weight": 0.08 * 0.5**7,
+    }
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
+    # The temperature keeps its own group, without decay.
+    decays = {names[id(p)]: group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    assert decays["contrast_loss.log_temperature"] == 0
+    assert decays["encoder.norm.weight"] == decays["head.weight"] == config.optimiser.weight_decay
+
+
+def test_a_rate_on_a_device_is_scaled_in_place():
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimiser = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr_scale": 0.25}], lr=0.0)
+    rates = []
+    for group in optimiser.param_groups:
+        group["lr"] = torch.zeros(())
+        rates.append(group["lr"])
+    set_rate(optimiser, 0.5)
+    assert [rate.item() for rate in rates] == [0.5, 0.125]
+
+
+@pytest.mark.parametrize("kind", ["bias", "norm"])
+def test_biases_and_norms_alone_are_not_decayed(kind, options, splits):
+    config = options(tune__kind=kind)
+    method = method_of(config, splits)
+    optimiser = build_optimiser(parameter_groups(method, config.tune), config.optimiser, torch.device("cpu"))
+    encoder = {id(parameter) for parameter in method.encoder.parameters()}
+    decays = {(id(p) in encoder): g["weight_decay"] for g in optimiser.param_groups for p in g["params"] if p.ndim > 0}
+    assert decays == {True: 0.0, False: config.optimiser.weight_decay}
+
+
+def test_a_frozen_encoder_is_not_in_the_optimiser(options, splits):
+    method = method_of(options(tune__kind="frozen"), splits)
+    trained = {id(p) for group in parameter_groups(method, TuneOptions(kind="frozen")) for p in group["params"]}
+    assert trained
+    assert not trained & {id(parameter) for parameter in method.encoder.parameters()}
+
+
+def test_defaults_of_tuned_runs(options, splits):
+    assert options(tune__kind="lora").tune.rank == 8
+    assert options(tune__kind="adapter").tune.rank == 1
+    assert options(tune__kind="bias").tune.rank is None
+    config = options(tune__kind="norm", backbone="small_net", pretrained="none")
+    assert (config.optimiser.name, config.optimiser.lr) == ("adamw", 1e-3)
+    assert options(backbone="small_net", pretrained="none").optimiser.name == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"tune__kind": "adapter", "backbone": "small_net", "pretrained": "none"}, ["small_net", "use frozen, lora"]),
+        ({"tune__kind": "adapter", "teacher__backbone": "cifar_resnet20"}, ["cifar_resnet20", "--teacher.run"]),
+        ({"tune__kind": "lora", "backbone": "small_net", "pretrained": None}, ["small_net", "--pretrained none"]),
+        ({"tune__kind": "lora", "teacher__backbone": "small_net"}, ["weights for small_net", "--pretrained FILE"]),
+        ({"tune__kind": "frozen", "method": "infonce"}, ["infonce", "logit_adjustment"]),
+        ({"tune__kind": "lora", "method": "crt", "decoupled__run": "x"}, ["--decoupled.run", "leave one"]),
+        ({"tune__rank": 4}, ["--tune.rank 4", "lora or adapter"]),
+        ({"tune__kind": "lora", "tune__prompts": 4}, ["--tune.prompts 4", "--tune.kind prompt"]),
+        ({"tune__kind": "frozen", "tune__lr_decay": 0.5}, ["--tune.lr_decay 0.5", "frozen"]),
+        ({"tune__lr_decay": 1.5}, ["--tune.lr_decay", "at most 1"]),
+        ({"tune__encoder_lr": 0.0}, ["--tune.encoder_lr", "above 0"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_training(changes, parts, options, splits):
+
+    def start():
+        config = options(**changes)
+        get_method(config.method).check(config, splits.train)
+
+    with pytest.raises(UserError) as told:
+        start()
+    text = str(told.value)
+    assert all(part in text for part in parts), text
+    assert "\n" not in text
+
+
+def test_random_weights_are_tuned_where_they_are_asked_for(options):
+    assert options(tune__kind="lora", pretrained="none").pretrained == "none"
+
+
+def test_time_is_told_of_tuned_runs(options, splits):
+    times = estimate_time(options(tune__kind="lora"), splits, budget=0.2)
+    assert [time.name for time in times] == ["teacher", "student"]
+
+
+def test_the_teacher_is_tuned_likewise(options, splits, tmp_path):
+    config = options(tune__kind="adapter", epochs=1, teacher__epochs=1)
+    seen = []
+    real = GML._build_teacher
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GML, "_build_teacher", lambda self: seen.append(real(self)) or seen[-1])
+        run(tmp_path / "run", config, splits)
+    assert isinstance(seen[0].encoder, TunedEncoder)
+    assert not any(parameter.requires_grad for parameter in seen[0].encoder.parameters())
+    assert build_encoder(VIT, 3, (32, 32)).feature_dim == seen[0].encoder.feature_dim
