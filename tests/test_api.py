@@ -64,7 +64,7 @@ def test_import_is_light():
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("room", "losses metrics data models memory methods training reporting".split())
+@pytest.mark.parametrize("room", "losses metrics data models memory methods training estimators reporting".split())
 def test_every_room_says_what_it_offers(room):
     module = import_module(f"longtail.{room}")
     assert module.__doc__

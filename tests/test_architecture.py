@@ -10,7 +10,8 @@ import pytest
 import longtail
 
 SOURCE = Path(longtail.__file__).parent
-ROOMS = "losses metrics data models memory methods training reporting deployment".split()  # from the ground up
+# From the ground up.
+ROOMS = "losses metrics data models memory methods training estimators reporting deployment".split()
 GROUND = {
     "errors": set(),
     "option_groups": set(),

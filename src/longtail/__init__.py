@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from longtail.deployment.predict import Predictions, predict
     from longtail.deployment.result import Result
     from longtail.errors import UserError
+    from longtail.estimators import CosineClassifier, GMLClassifier, LogitAdjustedClassifier
     from longtail.models import Classifier
     from longtail.reporting.compare import compare
     from longtail.reporting.inspection import inspect
@@ -33,8 +34,11 @@ __version__ = "0.1.0"
 # Imported on first use: torch takes seconds to load, and `longtail --help` must not wait for it.
 _HOMES = {
     "Classifier": "models",
+    "CosineClassifier": "estimators",
     "Diverged": "training.guard",
+    "GMLClassifier": "estimators",
     "Interrupted": "training.guard",
+    "LogitAdjustedClassifier": "estimators",
     "Predictions": "deployment.predict",
     "Result": "deployment.result",
     "StudyResult": "studies.study",
@@ -53,8 +57,11 @@ _HOMES = {
 
 __all__ = [
     "Classifier",
+    "CosineClassifier",
     "Diverged",
+    "GMLClassifier",
     "Interrupted",
+    "LogitAdjustedClassifier",
     "Predictions",
     "Result",
     "StudyResult",

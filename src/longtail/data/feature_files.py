@@ -287,5 +287,5 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def with_statistics(splits: DataSplits) -> DataSplits:
     """Return ``splits`` with mean and deviation of the training features that they hold now."""
     assert isinstance(splits.train, FeatureSet)
-    mean, std = feature_statistics(splits.train.features)
+    mean, std = feature_statistics(splits.train.features, splits.train.weights)
     return replace(splits, mean=mean, std=std)

@@ -51,6 +51,7 @@ class FeatureSet(LabelledImages):
         class_names: one name a class, in label order.
         paths: files of the images; None if not known.
         origin: what made them; None if not known.
+        weights: how much each sample counts, float64 ``[N]``, none of them negative; None = all alike.
     """
 
     features: Tensor
@@ -58,6 +59,14 @@ class FeatureSet(LabelledImages):
     class_names: tuple[str, ...]
     paths: PathTable | None = None
     origin: FeatureOrigin | None = None
+    weights: Tensor | None = None
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Samples in each class, int64 ``[num_classes]``; with weights, :func:`class_masses` in whole numbers."""
+        if self.weights is None:
+            return super().class_counts
+        return class_masses(self.labels, self.weights, self.num_classes)
 
     @property
     def channels(self) -> int:
@@ -77,22 +86,49 @@ class FeatureSet(LabelledImages):
     def subset(self, indices: Tensor) -> Self:
         """Return the features at ``indices [M]`` (int64), in that order, with new ids 0..M-1."""
         paths = None if self.paths is None else self.paths.select(indices.tolist())
-        return replace(self, features=self.features[indices], labels=self.labels[indices], paths=paths)
+        weights = None if self.weights is None else self.weights[indices]
+        return replace(self, features=self.features[indices], labels=self.labels[indices], paths=paths, weights=weights)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over labels and features."""
+        """Return a SHA-256 over labels, features and weights."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         digest.update(self.features.contiguous().numpy().data)
+        if self.weights is not None:
+            digest.update(self.weights.numpy().tobytes())
         return digest.hexdigest()
 
 
-def feature_statistics(features: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def class_masses(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """Return the summed weights of each class in whole numbers, int64 ``[num_classes]``.
+
+    They stand where class counts do, of which only the shares matter: sums that are whole numbers are taken as they
+    are, others in units of 2^-20 of the mean weight, and a class that weighs something counts at least one unit.
+
+    Args:
+        labels: int64 ``[N]``.
+        weights: float64 ``[N]``, not negative.
+        num_classes: C.
+    """
+    masses = torch.bincount(labels, weights.double(), minlength=num_classes)
+    whole = masses.round()
+    if not torch.equal(whole, masses) or float(whole.sum()) > 2**53:
+        whole = (masses * (2**20 * len(labels) / masses.sum())).round().clamp(min=1)
+    return torch.where(masses > 0, whole, 0.0).to(torch.int64)
+
+
+def feature_statistics(features: Tensor, weights: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each of the D components of ``features [N, V, D]``, over the first view.
 
-    A component that is constant is centred, not blown up: its deviation counts as 1.
+    A component that is constant is centred, not blown up: its deviation counts as 1. ``weights [N]`` say how much each
+    sample counts.
     """
     plain = features[:, 0].double()
-    std, mean = torch.std_mean(plain, dim=0, correction=0)
+    if weights is None:
+        std, mean = torch.std_mean(plain, dim=0, correction=0)
+    else:
+        shares = weights.double() / weights.double().sum()
+        mean = shares @ plain
+        std = (shares @ (plain - mean).square()).sqrt()
     std = torch.where(std > _SMALLEST_STD * (1 + mean.abs()), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
 

@@ -44,7 +44,7 @@ class EpochDraws:
         """Return the draws on ``device``."""
         return EpochDraws(self.ids.to(device), self.keys.to(device))
 
-    def __getitem__(self, part: slice) -> EpochDraws:
+    def __getitem__(self, part: slice | Tensor) -> EpochDraws:
         return EpochDraws(self.ids[part], self.keys[part])
 
 
@@ -56,18 +56,23 @@ class Sampler:
         name: one of :data:`SAMPLERS`.
         labels: int64 ``[N]``, of the training set.
         epochs: of the stage; only ``progressive`` asks.
+        weights: float ``[N]``, how often a sample is drawn beside the others, for ``instance`` alone; None = all alike.
 
     Raises:
         UserError: no sampler has this name.
+        ValueError: weights for another sampler than ``instance``.
     """
 
     name: str
     labels: Tensor
     epochs: int = 1
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
             raise unknown_name("sampler", self.name, SAMPLERS)
+        if self.weights is not None and self.name != "instance":
+            raise ValueError(f"weights of samples go with the sampler 'instance', not with {self.name!r}")
 
     def draws(self, seed: int, epoch: int, device: torch.device | str = "cpu") -> EpochDraws:
         """Return what ``epoch`` (from 0) draws.
@@ -78,7 +83,7 @@ class Sampler:
         size = self.labels.numel()
         if self.name == "instance":
             ids = epoch_order(size, seed, epoch, device)
-            return EpochDraws(ids, ids)
+            return EpochDraws(ids, ids) if self.weights is None else self._weighted(ids, seed, epoch)
         labels = self.labels.cpu()
         counts = torch.bincount(labels)
         wanted = self._wanted(counts, seed, epoch)
@@ -89,6 +94,26 @@ class Sampler:
         order, keys = torch.empty_like(ids), torch.empty_like(ids)
         order[places], keys[places] = ids, ids + size * rounds
         return EpochDraws(order, keys).to(torch.device(device))
+
+    def _weighted(self, order: Tensor, seed: int, epoch: int) -> EpochDraws:
+        """Return N draws, sample i N w_i / sum(w) of them, rounded down or up: systematic sampling.
+
+        The samples lie class by class under the ruler, in random order within a class. So each class gets its share
+        up to rounding too, and equal weights draw each sample once, in the ``order [N]`` that they have without any.
+        """
+        assert self.weights is not None
+        labels, weights = self.labels.cpu(), self.weights.detach().cpu().double()
+        size = len(labels)
+        laid = keyed_permutation(seed, "weighted", epoch, size=size)
+        laid = laid[torch.argsort(labels[laid], stable=True)]
+        # Half a step off the grid of the uniform numbers: never on an edge of equal weights, where rounding decides.
+        start = float(keyed_uniform(seed, "shares", epoch, ids=torch.zeros(1, dtype=torch.int64))) + 2.0**-25
+        edges = weights[laid].cumsum(0) * (size / weights.sum())
+        edges[int(weights[laid].nonzero().max()) :] = size  # what the sum of the shares is but for rounding
+        drawn = laid.repeat_interleave((start + edges).floor().long().diff(prepend=torch.zeros(1, dtype=torch.int64)))
+        ids = drawn.sort().values
+        number = torch.arange(size) - torch.searchsorted(ids, ids)
+        return EpochDraws(ids, ids + size * number).to(order.device)[order]
 
     def _wanted(self, counts: Tensor, seed: int, epoch: int) -> Tensor:
         """Return how often each class is drawn, int64 ``[C]`` with sum N.

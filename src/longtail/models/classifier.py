@@ -87,7 +87,7 @@ class Classifier(nn.Module):
         self.temperature: float | None = None
         self.spec: dict[str, Any] = json.loads(json.dumps(spec))
         self.register_buffer("class_counts", class_counts.detach().to(torch.int64).clone())
-        self.register_buffer("logit_prior", _as_prior(logit_prior, len(names), "logit_prior").float())
+        self.register_buffer("logit_prior", as_prior(logit_prior, len(names), "logit_prior").float())
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -204,11 +204,11 @@ class Classifier(nn.Module):
         It is -inf where the prior is 0. Raises UserError if ``prior`` is none.
         """
         if not isinstance(prior, str):
-            new = _as_prior(prior, self.num_classes, "prior")
+            new = as_prior(prior, self.num_classes, "prior")
         elif prior == "uniform":
             new = torch.full((self.num_classes,), 1 / self.num_classes, dtype=torch.float64)
         elif prior == "train":
-            new = _as_prior(self.class_counts, self.num_classes, "the training prior")
+            new = as_prior(self.class_counts, self.num_classes, "the training prior")
         else:
             raise unknown_name("prior", prior, ("uniform", "train"))
         return new.log() - zeros_as_rarest(self.logit_prior.cpu().double()).log()
@@ -287,7 +287,7 @@ def _as_framing(record: Any) -> Framing:
     return Framing((height, width), int(record["resize"]), record["interpolation"])
 
 
-def _as_prior(values: Tensor | Sequence[float], num_classes: int, what: str) -> Tensor:
+def as_prior(values: Tensor | Sequence[float], num_classes: int, what: str) -> Tensor:
     """Return ``values`` as float64 ``[C]`` on the CPU with sum 1; ``what`` names them in the UserError."""
     prior = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if prior.shape != (num_classes,):

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,6 @@ from longtail.methods import Method, MethodContext, get_method
 from longtail.models import Classifier
 from longtail.training.capture import CapturedStep, CudaRecorder, Step, can_capture
 from longtail.training.checkpoint import (
-    CheckpointFolder,
-    MetricsLog,
     load_module,
     optimiser_state,
     part,
@@ -41,6 +40,7 @@ from longtail.training.ema import MovingAverage
 from longtail.training.guard import Diverged, Interrupted, StopRequest
 from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.progress import ProgressReporter
+from longtail.training.random_numbers import seed_torch
 from longtail.training.schedule import learning_rate_factor
 from longtail.training.selection import BestEpoch
 from longtail.training.step import TrainingStep
@@ -48,6 +48,26 @@ from longtail.training.step_record import BadSteps, EpochSums
 
 _LOOK_SECONDS = 2.0
 """Time between two looks at what a device refused: each waits for it."""
+
+
+class States(Protocol):
+    """Where states go: :class:`longtail.training.checkpoint.CheckpointFolder`, or nowhere."""
+
+    folder: Path
+
+    def save(self, stage: int, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Keep the state at ``step`` of stage number ``stage``."""
+
+
+class Records(Protocol):
+    """Where an epoch's figures go: :class:`longtail.training.checkpoint.MetricsLog`, or a list."""
+
+    @property
+    def length(self) -> int:
+        """How much was written so far."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +88,8 @@ class StageJob:
 
     number: int
     device: torch.device
-    checkpoints: CheckpointFolder
-    log: MetricsLog
+    checkpoints: States
+    log: Records
     progress: ProgressReporter
     stop: StopRequest
     look: Callable[[Classifier], dict[str, float]]
@@ -95,7 +115,7 @@ class StageRun:
         config, stage = context.config, context.stage
         self.context, self.job, self.config, self.stage = context, job, config, stage
         self.seed = derive_seed(config.seed, stage.name)
-        torch.manual_seed(derive_seed(self.seed, "init"))
+        seed_torch(derive_seed(self.seed, "init"), job.device)
         # Channels last: the same figures in less time (benchmarks/step.py).
         self.method: Method = get_method(stage.method).build(context)
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
@@ -161,7 +181,7 @@ class StageRun:
                     self.method.on_epoch(epoch / self.stage.epochs)
                 rate = self._set_learning_rate()
                 # A fixed seed a step: layers that draw (dropout, stochastic depth) resume like everything else.
-                torch.manual_seed(derive_seed(self.seed, "step", self.step))
+                seed_torch(derive_seed(self.seed, "step", self.step), self.job.device)
                 self.take_step(self.loader.load(epoch, step), self.step / self.total_steps)
                 self.step += 1
                 last = step + 1 == per_epoch
@@ -206,7 +226,7 @@ class StageRun:
             self.context.mean,
             self.context.std,
             plain={name: recipe != STORED for name, recipe in (method.views | method.fetched_views).items()},
-            sampler=Sampler(method.sampler, train.labels, self.stage.epochs),
+            sampler=Sampler(method.sampler, train.labels, self.stage.epochs, train.weights),
         )
 
     def _loader(self) -> ResidentLoader | StreamingLoader:
