@@ -30,7 +30,7 @@ def pictures(tmp_path_factory):
         for part, images in (("train", count), ("test", 3)):
             (folder / part / name).mkdir(parents=True)
             for index in range(images):
-                pixels = random.integers(0, 90, (24 + index, 30, 3)) + 80 * np.eye(3, dtype=int)[number]
+                pixels = random.integers(0, 90, (24, 30 + index, 3)) + 80 * np.eye(3, dtype=int)[number]
                 Image.fromarray(pixels.astype("uint8")).save(folder / part / name / f"{index}.png")
     return folder
 
