@@ -358,15 +358,18 @@ def _sketch(name: str, channels: int, image_size: tuple[int, int]) -> nn.Module:
 
 
 def _choose_queue(choose: Choose, data: DataSplits, width: int) -> None:
-    """Queue size: the power of two nearest to a third of the training set, 256 to 16384, with room for the minimum."""
-    classes = data.train.num_classes
+    """Queue size: the power of two nearest to a third of the training set, 256 to 16384, with room for the minimum.
+
+    On features, where projecting the queue is most of a step, 4096 at most, and a narrower projection.
+    """
+    classes, features = data.train.num_classes, isinstance(data.train, FeatureSet)
     nearest = 2 ** round(math.log2(max(len(data.train) / 3, 1)))
-    wanted = min(max(nearest, 256), 16384)
+    wanted = min(max(nearest, 256), 4096 if features else 16384)
     while wanted < 2 * classes:
         wanted *= 2
     capacity = choose("queue.capacity", wanted)
     choose("queue.min_per_class", max(1, min(3 if capacity >= 16384 else 2, capacity // classes)))
-    choose("queue.projection_dim", max(width // 2, 16))
+    choose("queue.projection_dim", min(max(width // 2, 16), 128) if features else max(width // 2, 16))
 
 
 def pick_device(name: str) -> torch.device:
