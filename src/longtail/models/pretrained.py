@@ -5,7 +5,6 @@ Everything that can go wrong with them goes wrong in :func:`choose_weights`, whi
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError, unknown_name
+from longtail.hub import HUB, hub_reason, quiet
 from longtail.models.encoders import build_encoder, encoder_names
 from longtail.models.timm_encoder import (
     architecture_of,
     classifier_tensors,
     fit_to_timm,
-    quiet,
     timm_config,
     timm_names,
 )
 from longtail.models.weight_files import read_tensors
 
-_HUB = "hf-hub:"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 _RUN_FILE = "model.safetensors"
 _PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.", "backbone.")
@@ -114,8 +112,8 @@ def hub_file(weights: str) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    config = None if weights.startswith(_HUB) else timm_config(weights)
-    repository = weights.removeprefix(_HUB) if config is None else config.hf_hub_id
+    config = None if weights.startswith(HUB) else timm_config(weights)
+    repository = weights.removeprefix(HUB) if config is None else config.hf_hub_id
     if config is not None and not repository:
         return _url_file(config.url)
     repository, _, revision = repository.partition("@")
@@ -152,19 +150,19 @@ def _url_file(url: str) -> Path:
 
 
 def _is_path(wanted: str) -> bool:
-    return not wanted.startswith(_HUB) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
+    return not wanted.startswith(HUB) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
 
 
 def _hub_name(encoder: str, wanted: str) -> str:
     """Return the full name of published weights that ``wanted`` means, or raise the error that says what is known."""
-    if wanted.startswith(_HUB):
+    if wanted.startswith(HUB):
         if encoder in encoder_names():
             raise UserError(f"encoder {encoder!r} has no weights on the hub; {_WAYS_OUT}.")
         return wanted
     if encoder in encoder_names() or "/" in wanted:
         raise UserError(
             f"--pretrained {wanted}: there is no such file or folder (a hub repository is written "
-            f"{_HUB}owner/name); {_WAYS_OUT}."
+            f"{HUB}owner/name); {_WAYS_OUT}."
         )
     architecture = architecture_of(encoder)
     full = wanted if architecture_of(wanted) == architecture else f"{architecture}.{wanted}"
@@ -195,7 +193,7 @@ def _fitting_tensors(encoder: nn.Module, name: str, weights: str, in_channels: i
     found = [level if own else fit_to_timm(encoder, name, level, in_channels) for level in _levels(read_tensors(path))]
     best = max(found, key=lambda level: len(level.keys() & expected.keys()))
     # What timm publishes under the encoder's own name belongs to it, whatever else the file holds.
-    registered = not _is_path(weights) and not weights.startswith(_HUB)
+    registered = not _is_path(weights) and not weights.startswith(HUB)
     dropped = set() if own else classifier_tensors(name, encoder)
     wrong = []
     for key in [*expected, *(key for key in best if key not in expected)]:
@@ -233,26 +231,4 @@ def _local_file(weights: str) -> Path:
     try:
         return hub_file(weights)
     except Exception as error:  # of three libraries and the operating system; they share no base class
-        raise UserError(f"--pretrained {weights}: {_hub_reason(error)}; {_WAYS_OUT}.") from None
-
-
-def _hub_reason(error: Exception) -> str:
-    """Say in a few words why the hub gave nothing."""
-    from urllib.error import HTTPError
-
-    from huggingface_hub import errors
-
-    said = " ".join(str(error).split())[:160].rstrip(". ").replace("; ", ", ")
-    if isinstance(error, errors.GatedRepoError):
-        return "the hub gives it only to users who are logged in and have accepted its terms"
-    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        return "the hub has no such repository or revision"
-    if isinstance(error, errors.HFValidationError):
-        return "this is no hub name, which is written hf-hub:owner/name"
-    if isinstance(error, errors.HfHubHTTPError | HTTPError):
-        return f"the hub refused it ({said})"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return f"it cannot be stored here ({said})"
-    if type(error) is FileNotFoundError:
-        return f"the repository has no weight file that can be read ({said})"
-    return f"no network for this hub name ({said or type(error).__name__})"
+        raise UserError(f"--pretrained {weights}: {hub_reason(error)}; {_WAYS_OUT}.") from None

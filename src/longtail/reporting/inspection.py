@@ -75,7 +75,13 @@ def inspect(
         root=config.root,
         folds=config.folds,
         source=config.source,
-        checks=FileChecks("skip", default_workers(None), default_cache(), say.counter("looking at every image")),
+        checks=FileChecks(
+            "skip",
+            default_workers(None),
+            default_cache(),
+            say.counter("looking at every image"),
+            say.counter("writing images as files"),
+        ),
     )
     figures = data_figures(found, (many, few))
     if run is not None:

@@ -12,7 +12,7 @@ from longtail.methods import is_read
 from longtail.training.run_folder import may_change
 
 _PATHS = ("data", "root", "source.test", "pretrained", "teacher.run", "teacher.pretrained", "decoupled.run")
-_NO_PATH = "hf-hub:"
+_NO_PATH = ("hf-hub:", "hf:")
 
 
 def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
