@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from longtail.errors import UserError
 
 HUB = "hf-hub:"
 """What stands before the name of a model on the hub."""
+HUB_NAME = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@\S+)?")
 MODEL_FILES = ("model.safetensors", "model.json", "calibration.json", "validation.safetensors", "validation.json")
 """What is fetched of a model: what ``longtail export --format safetensors`` writes, without the card."""
 _LOG_IN = "log in by hf auth login, or set HF_TOKEN"
