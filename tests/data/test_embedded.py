@@ -458,7 +458,6 @@ def test_a_whole_run(hub, tmp_path, data, one_thread):
     splits = frame_for_run(config, splits, ProgressReporter(quiet=True))
     evaluation = run(tmp_path / "run", config, splits)
     assert evaluation["test_images"] == 6
-    assert evaluation["classes"] == 3 if isinstance(evaluation["classes"], int) else len(evaluation["classes"]) == 3
     assert torch.tensor(evaluation["class_counts"]).tolist() == [6, 4, 2]
 
 
