@@ -49,7 +49,8 @@ def inspect(
     ``--json`` prints; ``findings`` holds the sentences that matter most, the most serious first.
 
     Args:
-        data: whatever ``train`` takes: a name, a folder of images, a manifest, a split list, arrays or ``hf:owner/name``.
+        data: whatever ``train`` takes: a name, a folder of images, a manifest, a split list, arrays or a
+            hub set.
         root: folder that listed paths are relative to, or that holds a published data set.
         out: the page to write, or a folder for it; default ``inspect-DATA.html`` in the current folder, and with --json
             none.
