@@ -388,7 +388,7 @@ def test_without_a_network_one_sentence_and_no_waiting(desk):
     words = [sys.executable, "-m", "longtail", "train", "hf:zoo/pets"]
     done = subprocess.run(words, cwd=desk.folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("longtail: hf:zoo/pets: no network for this data set, and no copy of it here (")
+    assert done.stderr.startswith("longtail: hf:zoo/pets: no network for this data set, and no copy of it here; name")
     assert done.stderr.count("\n") == 1
     assert not (desk.folder / "runs").exists()
 

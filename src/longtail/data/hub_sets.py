@@ -104,7 +104,7 @@ def _reason(error: Exception) -> str:
     if type(error).__name__ == "DatasetNotFoundError":
         return f"the hub has no such data set, or gives it only to users who are logged in ({said})"
     if isinstance(error, ConnectionError):
-        return f"no network for this data set, and no copy of it here ({said})"
+        return "no network for this data set, and no copy of it here"
     if isinstance(error, ValueError) and "onfig" in said:
         return f"which of its subsets is meant? ({said}): write hf:owner/name:subset"
     if isinstance(error, OSError):
