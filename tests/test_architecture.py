@@ -17,6 +17,7 @@ GROUND = {
     "option_groups": set(),
     "config": {"errors", "option_groups"},
     "files": {"errors"},
+    "hub": {"errors"},
     "options": {"config", "errors"},
 }
 API = "api"

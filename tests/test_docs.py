@@ -81,6 +81,8 @@ def files(tmp_path_factory):
         writer.writeheader()
         writer.writerows(row | {"path": f"photos/{row['path']}"} for row in rows)
     write_parquet(path / "labels.parquet", rows)
+    held = [{"image": (path / "photos" / row["path"]).read_bytes(), **row} for row in rows]
+    write_parquet(path / "photos.parquet", [{k: row[k] for k in ("image", "label", "split")} for row in held])
     for part in splits:
         lines = [f"{row['path']} {CLASSES.index(row['label'])}\n" for row in rows if row["split"] == part]
         (path / f"{part}.txt").write_text("".join(lines))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longtail.deployment.evaluate import evaluate
     from longtail.deployment.export import export
     from longtail.deployment.predict import Predictions, predict
+    from longtail.deployment.push import push_to_hub
     from longtail.deployment.result import Result
     from longtail.errors import UserError
     from longtail.estimators import CosineClassifier, GMLClassifier, LogitAdjustedClassifier
@@ -51,6 +52,7 @@ _HOMES = {
     "inspect": "reporting.inspection",
     "load": "api",
     "predict": "deployment.predict",
+    "push_to_hub": "deployment.push",
     "study": "studies.study",
     "train": "api",
 }
@@ -74,6 +76,7 @@ __all__ = [
     "inspect",
     "load",
     "predict",
+    "push_to_hub",
     "study",
     "train",
 ]

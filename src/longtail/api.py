@@ -10,7 +10,7 @@ from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, FeatureSet, ImageFiles
 from longtail.data.counts import imbalance_factor
 from longtail.deployment.result import Result
-from longtail.deployment.run_records import load_classifier
+from longtail.deployment.run_records import find_run, load_classifier
 from longtail.errors import UserError
 from longtail.methods import get_method, is_read
 from longtail.models import Classifier
@@ -243,14 +243,16 @@ def _train_folds(
 
 
 def load(path: str | Path) -> Classifier:
-    """Return the classifier of a run folder, in eval mode on the CPU; nothing is unpickled.
+    """Return the classifier of a run folder or of ``hf-hub:owner/name[@revision]``, in eval mode on the CPU.
+
+    Nothing is unpickled.
 
     Where the run fitted a temperature, ``predict`` divides by it.
 
     Raises:
-        UserError: the folder holds no finished run, or a file in it is cut off or changed.
+        UserError: the folder holds no finished run, a file in it is cut off or changed, or the hub does not give it.
     """
-    return load_classifier(Path(path))
+    return load_classifier(find_run(path))
 
 
 def default_folder(config: TrainConfig) -> str:

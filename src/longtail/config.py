@@ -37,8 +37,9 @@ class TrainConfig:
 
     Attributes:
         data: a name (``digits-lt``, ``cifar100-lt``, ...), a folder of images, a manifest (``.csv``, ``.parquet``), a
-            split list (``.txt``) or arrays (``.npz``).
-        root: folder that paths in a manifest or list are relative to, or that holds a published data set.
+            split list (``.txt``), arrays (``.npz``), Parquet that holds images or a hub set (``hf:owner/name``).
+        root: folder that paths in a manifest or list are relative to, or that holds a published data set or
+            what is kept of a hub set.
         method: name of what is trained, of those that ``docs/methods.md`` lists.
         backbone: encoder name: one of this package, any of timm, or ``open_clip:`` and an architecture of open_clip.
         pretrained: weights to start from: ``auto`` (timm's, if they can be had; open_clip's), ``none``, ``hub``, the

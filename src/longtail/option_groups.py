@@ -20,8 +20,9 @@ class DataOptions:
         split_seed: which images are held out, and how folds are dealt; not moved by ``seed``.
         repeats: how often ``folds`` are dealt anew.
         fold: the one fold that this run tests on (set by ``folds``).
-        path_column: of a manifest: the image file, relative to the manifest or to ``root``.
-        label_column: of a manifest: the class.
+        path_column: of a manifest: the image file, relative to the manifest or to ``root``; of Parquet or a hub set
+            that holds images: their column (``path``: the one there is).
+        label_column: of a manifest: the class; of Parquet or a hub set: the same (``label``: that, or what there is).
         split_column: of a manifest: ``train`` or ``test``, if it has such a column.
         group_column: of a manifest: what a split must not tear apart (patient, site, burst), if it has such a column.
         group_pattern: regular expression whose first group, found in a path, names the image's group.

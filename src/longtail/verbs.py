@@ -27,11 +27,13 @@ class Verb:
             One that takes ``**options`` takes every option of ``train`` too.
         usage: the words that stand before the options.
         text: what it does, in a line.
+        function: the function's name, where it is not the command's.
     """
 
     module: str
     usage: str
     text: str
+    function: str = ""
 
 
 VERBS = {
@@ -44,6 +46,7 @@ VERBS = {
     ),
     "predict": Verb("deployment.predict", "RUN IMAGES...", "a table of what a finished run says of new images"),
     "export": Verb("deployment.export", "RUN", "a run's model as ONNX, torch.export or safetensors, with a model card"),
+    "push": Verb("deployment.push", "RUN OWNER/NAME", "a run's model and card to the Hugging Face hub", "push_to_hub"),
     "compare": Verb("reporting.compare", "RUN RUN ...", "finished runs in one table, with paired differences"),
     "study": Verb(
         "studies.study", "[NAME]", "methods or options side by side over seeds, resumed; without NAME, a list"
@@ -111,7 +114,7 @@ def _definition(name: str) -> ast.FunctionDef:
     return next(
         node
         for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name == name
+        if isinstance(node, ast.FunctionDef) and node.name == (VERBS[name].function or name)
     )
 
 
@@ -146,7 +149,7 @@ def call(name: str, places: Sequence[str], flags: set[str], pairs: Mapping[str, 
         from longtail.options import parse_words
 
         given |= parse_words([f"--{key}={value}" for key, value in pairs.items() if key not in types])
-    return getattr(import_module(f"longtail.{VERBS[name].module}"), name)(**given)
+    return getattr(import_module(f"longtail.{VERBS[name].module}"), VERBS[name].function or name)(**given)
 
 
 def check_option(name: str, option: str) -> None:

@@ -84,6 +84,29 @@ def test_every_kind_of_encoder_at_any_batch_size(tmp_path, build_model, encoder,
         assert logits == pytest.approx(model.logits(torch.from_numpy(pixels)).numpy(), abs=1e-4 * 30)
 
 
+@pytest.mark.parametrize("side", [160, 64])  # its own size, and one that its position embeddings are resampled to
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_transformer_takes_pixels_and_carries_its_class_names(tmp_path, build_model, format, side):
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    model = build_model("test_vit", 3, side, "cosine")
+    model.save(tmp_path / "run")
+    folder = export(tmp_path / "run", format=format, preprocessing=True, quiet=True)
+    pixels = pixels_for(model, 3)
+    if format == "onnx":
+        session = session_of(folder)
+        assert [entry.type for entry in session.get_inputs()] == ["tensor(uint8)"]
+        about = session.get_modelmeta().custom_metadata_map
+        _, probabilities = session.run(None, {"images": pixels})
+    else:
+        extra = {"longtail.json": ""}
+        program = torch.export.load(folder / "model.pt2", extra_files=extra).module()
+        about = json.loads(extra["longtail.json"])
+        probabilities = program(torch.from_numpy(pixels))[1].detach().numpy()
+    assert json.loads(about["class_names"]) == list(model.class_names)
+    assert probabilities == pytest.approx(slow_probabilities(model, pixels), abs=1e-4)
+
+
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_pixels_prior_and_temperature_inside(calibrated, model, format):
     if format == "onnx":

@@ -35,12 +35,14 @@ class FileChecks:
         workers: threads that look.
         cache: folder that remembers what was seen of unchanged files; None = remember nothing.
         progress: called with (files looked at, of how many).
+        writing: called with (images written as files, of how many), where a table holds them.
     """
 
     on_bad: Literal["error", "skip"] = "error"
     workers: int = 1
     cache: Path | None = None
     progress: Callable[[int, int], None] | None = None
+    writing: Callable[[int, int], None] | None = None
 
 
 def split_files(listing: Listing, folds: int | None, source: DataOptions, checks: FileChecks) -> DataSplits:

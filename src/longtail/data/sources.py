@@ -14,10 +14,12 @@ from longtail.data.cifar import cifar_lt
 from longtail.data.counts import PROFILES, check_imbalance, class_profile, long_tailed_indices
 from longtail.data.digits import digits_lt
 from longtail.data.duplicates import duplicate_notes, find_duplicates
+from longtail.data.embedded import is_embedded, read_embedded
 from longtail.data.feature_files import holds_features, load_features, with_statistics
 from longtail.data.feature_set import FeatureSet, feature_keys
 from longtail.data.file_splits import FileChecks, label_known, split_files
 from longtail.data.folder import read_folder
+from longtail.data.hub_sets import HUB_SET
 from longtail.data.image_set import DataSplits, ImageSet, LabelledImages
 from longtail.data.keyed import derive_seed
 from longtail.data.listing import Listing
@@ -55,6 +57,11 @@ _SOURCES: dict[str, Callable[[float, str, str], DataSplits]] = {
 }
 
 
+def is_named(data: str) -> bool:
+    """Return whether ``data`` names a data set, here or on the hub, and no file or folder."""
+    return data in source_names() or data.startswith(HUB_SET)
+
+
 def source_names() -> list[str]:
     """Return the data sets that ``load_data`` knows by name."""
     return sorted([*_SOURCES, *PUBLISHED])
@@ -80,7 +87,8 @@ def load_data(
 
     Args:
         data: a name (see ``source_names``), a folder of images, a manifest (``.csv``, ``.tsv``, ``.parquet``), a split
-            list (``.txt``) or an ``.npz`` file of arrays (see ``load_arrays``).
+            list (``.txt``), an ``.npz`` file of arrays (see ``load_arrays``), Parquet files that hold images, or
+            ``hf:owner/name`` (see ``read_embedded``).
         imbalance: largest over smallest training class, at least 1. None: 100 for the long-tailed sets that are made
             here, and any other training set as it is. One with another profile is cut: the classes, from the largest
             down, keep at most what the profile gives them, with the largest class as n_max.
@@ -111,7 +119,7 @@ def load_data(
         splits = replace(splits, notes=(*splits.notes, *_without_effect(root, source, checks, "test_share")))
         splits = splits if imbalance is None else _cut(splits, imbalance, source.profile)
     else:
-        listing = _listing(data, root, source)
+        listing = _listing(data, root, source, checks=checks)
         if listing is None:
             splits = load_arrays(Path(data).expanduser())
             splits = splits if folds is None else _fold_arrays(splits, folds, source)
@@ -154,13 +162,13 @@ def load_test_set(
     """
     source = source or DataOptions()
     arrays = data in _SOURCES or is_features(data)
-    listing = None if arrays else _listing(data, root, source, training=False)
+    listing = None if arrays else _listing(data, root, source, training=False, checks=checks)
     if listing is None:
         return load_data(data, root=root, source=source)
     return label_known(listing, class_names, source, checks or FileChecks())
 
 
-def list_files(data: str, root: str | None, source: DataOptions) -> Listing | None:
+def list_files(data: str, root: str | None, source: DataOptions, checks: FileChecks | None = None) -> Listing | None:
     """Return what a source of image files lists, whether one can train on it or not; None for arrays.
 
     Files that are listed may be missing.
@@ -169,11 +177,16 @@ def list_files(data: str, root: str | None, source: DataOptions) -> Listing | No
         UserError: there is nothing of that name, or it cannot be read.
     """
     arrays = data in _SOURCES or is_features(data)
-    return None if arrays else _listing(data, root, source, training=False, exist=False)
+    return None if arrays else _listing(data, root, source, False, False, checks)
 
 
 def _listing(
-    data: str, root: str | None, source: DataOptions, training: bool = True, exist: bool = True
+    data: str,
+    root: str | None,
+    source: DataOptions,
+    training: bool = True,
+    exist: bool = True,
+    checks: FileChecks | None = None,
 ) -> Listing | None:
     """Return what a source of image files lists; None for arrays.
 
@@ -185,8 +198,12 @@ def _listing(
     """
     if data in PUBLISHED:
         return read_published(data, Path(root or DEFAULT_ROOT).expanduser())
+    if is_embedded(data, source.path_column):
+        writing = None if checks is None else checks.writing
+        return read_embedded(data, Path(root or DEFAULT_ROOT).expanduser(), source, training, writing)
     accepted = (
-        "give a folder of images, a manifest (.csv, .parquet), a split list (.txt), arrays (.npz) or one of the names "
+        "give a folder of images, a manifest (.csv, .parquet), a split list (.txt), arrays (.npz), hf:owner/name or "
+        "one of the names "
         f"{', '.join(source_names())}."
     )
     path = Path(data).expanduser()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +85,9 @@ def survey(
     Raises:
         UserError: there is nothing of that name, or a table, a list or arrays cannot be read.
     """
-    listing = list_files(data, root, source)
+    listing = list_files(data, root, source, checks)
     with tempfile.TemporaryDirectory() as own:
-        checks = FileChecks("skip", checks.workers, checks.cache or Path(own), checks.progress)
+        checks = replace(checks, on_bad="skip", cache=checks.cache or Path(own))
 
         def split() -> DataSplits:
             return load_data(data, imbalance=imbalance, root=root, folds=folds, source=source, checks=checks)

@@ -182,12 +182,16 @@ def _read_parquet(file: Path, names: Sequence[str]) -> Table:
         ) from None
     if count == 0:
         raise UserError(f"{file} has columns {', '.join(found[:10])} but no rows.")
-    columns = {name: _texts(file, name, table.column(name)) for name in wanted}
+    columns = {name: texts_of(str(file), name, table.column(name)) for name in wanted}
     return Table(found, columns, range(1, count + 1), "row")
 
 
-def _texts(file: Path, name: str, column: Any) -> list[str]:
-    """Return a Parquet column as text: whole numbers without a point, missing values as empty text."""
+def texts_of(file: str, name: str, column: Any) -> list[str]:
+    """Return a column of pyarrow as text: whole numbers without a point, missing values as empty text.
+
+    Raises:
+        UserError: it holds lists, structures or bytes; ``file`` and ``name`` are for the sentence.
+    """
     pa: Any = importlib.import_module("pyarrow")
     compute: Any = importlib.import_module("pyarrow.compute")
     kind = column.type
@@ -195,7 +199,7 @@ def _texts(file: Path, name: str, column: Any) -> list[str]:
         kind = kind.value_type
         column = column.cast(kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        raise multi_label_error(str(file), f"column {name!r} holds lists")
+        raise multi_label_error(file, f"column {name!r} holds lists")
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise UserError(f"{file}: column {name!r} holds {kind}, not text; name a column of file paths or labels.")
     if pa.types.is_floating(kind):

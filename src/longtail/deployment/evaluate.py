@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from longtail.config import TrainConfig
 from longtail.data import FeatureSet
 from longtail.deployment.priors import find_prior
 from longtail.deployment.result import Result
-from longtail.deployment.run_records import check_has_model
+from longtail.deployment.run_records import check_has_model, find_run
 from longtail.deployment.under_prior import evaluate_under_prior, print_figures, print_under_prior
 from longtail.errors import UserError
 from longtail.files import as_json, check_output, write_output
@@ -44,7 +45,7 @@ def evaluate(
     """Evaluate a finished run again.
 
     Args:
-        run: the run's folder.
+        run: the run's folder; with data also one that holds its model alone, or hf-hub:owner/name.
         data: labelled images with the same classes: their test set or, where they are not split, all of them; default:
             the test set of the run, whose ``evaluation.json``, ``per_class.csv`` and ``report.html`` are then written
             anew. Other data writes nothing.
@@ -61,13 +62,14 @@ def evaluate(
     Raises:
         UserError: no run, an unreadable model, other classes, a prior that is none, or out is taken.
     """
-    path, say = Path(run), ProgressReporter(quiet)
+    path, say = find_run(run), ProgressReporter(quiet)
     target = None if out is None else check_output(Path(out), overwrite, (".json",))
     if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error"):
         raise UserError(
             "--root, --on_bad_image and --unknown_labels are for other data; name it: longtail evaluate RUN DATA."
         )
-    config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
+    alone = data is not None and not (path / "config.yaml").exists() and (path / "model.json").exists()
+    config = TrainConfig() if alone else make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
     if config.folds is not None and config.source.fold is None:
         if data is not None or prior is not None:
             raise UserError(

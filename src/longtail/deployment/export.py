@@ -7,11 +7,13 @@ from pathlib import Path
 from longtail.deployment.formats import ONNX_FILE, TORCH_FILE, need_onnx, write_onnx, write_tensors, write_torch
 from longtail.deployment.graph import Form
 from longtail.deployment.model_card import CARD_FILE, model_card
-from longtail.deployment.run_records import load_classifier
+from longtail.deployment.run_records import find_run, load_classifier
 from longtail.deployment.usage import usage
 from longtail.deployment.whole_folder import check_replaceable, whole_folder
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import write_bytes
+from longtail.hub import HUB
+from longtail.models import Classifier
 from longtail.training.calibration import CALIBRATION, VALIDATION
 from longtail.training.progress import ProgressReporter
 
@@ -41,10 +43,10 @@ def export(
     """Export the model of a run into a folder of its own, with a model card beside it.
 
     Args:
-        run: the run's folder, or one that holds its model.safetensors and model.json alone.
+        run: the run's folder, one that holds its model.safetensors and model.json alone, or hf-hub:owner/name.
         format: onnx, torch (torch.export), safetensors (a folder that longtail.load reads), or card (the model card
             alone).
-        out: folder to write; default: RUN/export/FORMAT.
+        out: folder to write; default: RUN/export/FORMAT, and of a model of the hub export/NAME/FORMAT.
         prior_input: a second input, log_prior [classes]: the class prior expected where the model is used, in
             logarithms.
         preprocessing: take uint8 images of the model's size and normalise them inside; default: normalised images.
@@ -60,7 +62,7 @@ def export(
     Raises:
         UserError: no model, packages are missing, the folder is taken, or the export does not agree with torch.
     """
-    path, say = Path(run), ProgressReporter(quiet)
+    path, say = find_run(run), ProgressReporter(quiet)
     if format not in _FORMATS:
         raise unknown_name("format", format, _FORMATS)
     if format in ("safetensors", "card") and (prior_input or preprocessing or resizing or uncalibrated):
@@ -70,7 +72,7 @@ def export(
         )
     if format == "onnx":
         need_onnx()
-    target = Path(out) if out is not None else path / "export" / format
+    target = Path(out) if out is not None else _default_folder(run, path) / format
     check_replaceable(target, _OURS[format], overwrite)
     classifier = load_classifier(path)
     temperature = None if uncalibrated else classifier.temperature
@@ -83,16 +85,14 @@ def export(
         elif format == "torch":
             checked = write_torch(folder, classifier, form)
         elif format == "safetensors":
-            checked = write_tensors(folder, classifier)
-            for name in _BESIDE:
-                if (path / name).exists():
-                    write_bytes(folder / name, (path / name).read_bytes())
+            checked = write_model_folder(folder, path, classifier)
         else:
             checked = []
-        code = "" if format == "card" else usage(format, classifier, form)
-        applied = "predict" if format in ("safetensors", "card") else "outside" if temperature is None else "inside"
-        card = model_card(path, classifier, code, applied)
-        write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
+        if format != "safetensors":
+            code = "" if format == "card" else usage(format, classifier, form)
+            applied = "predict" if format == "card" else "outside" if temperature is None else "inside"
+            card = model_card(path, classifier, code, applied)
+            write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
     for file in sorted(target.iterdir()):
         say.say(f"{file}  {_size(file)}")
     if format in ("onnx", "torch"):
@@ -105,6 +105,34 @@ def export(
     for line in checked:
         say.say(line)
     return target
+
+
+def write_model_folder(folder: Path, run: Path, classifier: Classifier, place: str = ".") -> list[str]:
+    """Write what ``longtail.load`` and ``longtail predict`` read of the run in ``run``, with its card.
+
+    Args:
+        folder: where to.
+        run: where from.
+        classifier: the run's.
+        place: how the card says it is loaded.
+
+    Returns:
+        Sentences on how it was checked.
+    """
+    checked = write_tensors(folder, classifier)
+    for name in _BESIDE:
+        if (run / name).exists():
+            write_bytes(folder / name, (run / name).read_bytes())
+    card = model_card(run, classifier, usage("safetensors", classifier, Form(), place), "predict")
+    write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
+    return checked
+
+
+def _default_folder(run: str | Path, path: Path) -> Path:
+    """Return the folder of exports: inside the run, but not inside the cache of the hub."""
+    if not str(run).startswith(HUB):
+        return path / "export"
+    return Path("export") / Path(str(run).removeprefix(HUB).partition("@")[0]).name
 
 
 def _size(file: Path) -> str:

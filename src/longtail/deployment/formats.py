@@ -23,8 +23,8 @@ from longtail.deployment.graph import (
     sample_images,
 )
 from longtail.errors import UserError
+from longtail.hub import quiet
 from longtail.models import Classifier
-from longtail.models.timm_encoder import quiet
 
 ONNX_FILE = "model.onnx"
 TORCH_FILE = "model.pt2"

@@ -9,11 +9,13 @@ import torch
 import yaml
 
 import longtail
+from longtail.data.hub_sets import HUB_SET, parse_hub_set
 from longtail.deployment.run_records import RunRecords, read_records
 from longtail.errors import counted
 from longtail.metrics import GROUPS
 from longtail.metrics.post_hoc import is_uniform
 from longtail.models import Classifier
+from longtail.models.brief_card import CARD_HEAD
 from longtail.reporting.charts import FEW_IMAGES
 from longtail.reporting.headline import group_sizes
 from longtail.reporting.in_words import classes_tested, warnings
@@ -61,7 +63,13 @@ def model_card(run: Path, classifier: Classifier, usage: str = "", applied: str 
 
 def _data_name(records: RunRecords) -> str:
     data = str((records.config or {}).get("data") or "")
-    return Path(data).name or "images"
+    return _hub_set(records) or Path(data).name or "images"
+
+
+def _hub_set(records: RunRecords) -> str:
+    """Return ``owner/name`` of the hub's data set, "" where the data is another."""
+    data = str((records.config or {}).get("data") or "")
+    return parse_hub_set(data).name if data.startswith(HUB_SET) else ""
 
 
 def _method(records: RunRecords) -> str:
@@ -71,16 +79,15 @@ def _method(records: RunRecords) -> str:
 
 def _head(records: RunRecords, title: str) -> str:
     """Return the YAML that model hubs read."""
-    head: dict[str, Any] = {
-        "library_name": "longtail",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "long-tailed-recognition"],
-    }
+    head: dict[str, Any] = dict(CARD_HEAD)
+    hub_set = _hub_set(records)
+    if hub_set:
+        head["datasets"] = [hub_set]
     evaluation = records.evaluation
     if evaluation is not None:
         kinds = {"top1": ("accuracy", "Top-1"), "balanced_accuracy": ("balanced_accuracy", "Balanced accuracy")}
         metrics = [{"type": kind, "name": name, "value": round(evaluation[k], 4)} for k, (kind, name) in kinds.items()]
-        name = _data_name(records)
+        name = hub_set or _data_name(records)
         result = {
             "task": {"type": "image-classification"},
             "dataset": {"name": name, "type": name if records.data_named else "imagefolder"},
@@ -192,18 +199,21 @@ def _calibration(records: RunRecords, applied: str) -> str:
         )
     fitted = records.calibration
     if fitted is not None and fitted["temperature"] != 1:
-        before, after = (100 * value for value in fitted["ece"])
         temperature = f"{fitted['temperature']:.4g}"
         where = {
             "inside": "The logits that come out are divided by it inside.",
             "predict": "`longtail predict` and `predict` of the loaded model divide the logits by it.",
             "outside": f"It is not applied in this file: divide the logits by {temperature} first.",
         }[applied]
-        lines.append(
-            f"A temperature of {temperature} was fitted on {counted(fitted['images'], 'validation image')} (never on "
-            f"test images). {where} On the validation images it takes the expected calibration error from "
-            f"{before:.1f} to {after:.1f} %."
-        )
+        if "ece" in fitted and "images" in fitted:
+            before, after = (100 * value for value in fitted["ece"])
+            lines.append(
+                f"A temperature of {temperature} was fitted on {counted(fitted['images'], 'validation image')} (never "
+                f"on test images). {where} On the validation images it takes the expected calibration error from "
+                f"{before:.1f} to {after:.1f} %."
+            )
+        else:
+            lines.append(f"A temperature of {temperature} was fitted. {where}")
         calibrated = (records.evaluation or {}).get("calibrated")
         if isinstance(calibrated, dict) and "ece" in calibrated:
             lines.append(f"With it that of the test images is {_percent(calibrated['ece'])} %.")

@@ -24,7 +24,7 @@ from longtail.deployment.predict_notes import (
 )
 from longtail.deployment.priors import find_prior, write_prior
 from longtail.deployment.result_table import SET_MARK, ResultTable, choose_format
-from longtail.deployment.run_records import load_classifier
+from longtail.deployment.run_records import find_run, load_classifier
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
 from longtail.metrics import CONFORMAL_KINDS, estimate_prior
@@ -75,7 +75,7 @@ def predict(
     """Write a table with a row for each image: class, probability, and what cannot be read.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or hf-hub:owner/name.
         images: files, folders (with all below), patterns such as 'photos/*.jpg', .npz files with an array images, or -
             for one path a line on standard input.
         out: file of the table: .csv, .jsonl or .parquet; default: CSV on standard output.
@@ -99,7 +99,7 @@ def predict(
     Raises:
         UserError: an option, the run or a prior cannot be used, or no image at all could be read.
     """
-    path, file, kept = Path(run), _path(out), _path(prior_out)
+    path, file, kept = find_run(run), _path(out), _path(prior_out)
     kind = choose_format(file, format)
     for option, wanted in (("--out", file), ("--prior_out", kept)):
         if wanted is not None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtail.data.sources import source_names
+from longtail.data.sources import is_named
 from longtail.errors import UserError
+from longtail.hub import HUB, fetch_model
 from longtail.models import Classifier
 from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
 from longtail.training.calibration import read_calibration, read_temperature
@@ -28,9 +29,9 @@ class RunRecords:
 
     @property
     def data_named(self) -> bool:
-        """Whether the data is a named data set, not a folder or file of the user's."""
+        """Whether the data is a named data set, here or on the hub, not a folder or file of the user's."""
         name = str((self.config or {}).get("data") or "")
-        return name in source_names()
+        return is_named(name)
 
 
 def read_records(run: Path) -> RunRecords:
@@ -45,6 +46,15 @@ def read_records(run: Path) -> RunRecords:
         environment=read_environment(run / "environment.json"),
         calibration=read_calibration(run),
     )
+
+
+def find_run(run: str | Path) -> Path:
+    """Return the folder of a run, or of the model ``hf-hub:owner/name[@revision]``, which is then fetched.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    return fetch_model(str(run)) if str(run).startswith(HUB) else Path(run)
 
 
 def load_classifier(folder: Path, features: bool = False) -> Classifier:

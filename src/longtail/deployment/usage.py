@@ -18,7 +18,7 @@ about = json.loads(extra["longtail.json"])
 names = json.loads(about["class_names"])
 {normalise}logits, probabilities = model(torch.tensor(images){prior_input})
 print(names[int(probabilities[0].argmax())], float(probabilities[0].max()))"""
-_LONGTAIL = """model = longtail.load(".")  # the folder of these files
+_LONGTAIL = """model = longtail.load("{place}"){remark}
 probabilities = model.predict(torch.tensor(pixels))
 print(model.class_names[int(probabilities[0].argmax())], float(probabilities[0].max()))"""
 _NORMALISE = """mean, std = (np.float32(json.loads(about[key])).reshape(-1, 1, 1) for key in ("mean", "std"))
@@ -26,14 +26,18 @@ images = ((pixels / np.float32(255) - mean) / std).astype("float32")
 """
 
 
-def usage(kind: str, classifier: Classifier, form: Form) -> str:
-    """Return Python that classifies ``photo.jpg`` with an export of ``kind`` (onnx, torch, safetensors)."""
+def usage(kind: str, classifier: Classifier, form: Form, place: str = ".") -> str:
+    """Return Python that classifies ``photo.jpg`` with an export of ``kind`` (onnx, torch, safetensors).
+
+    ``place`` is what ``longtail.load`` is given.
+    """
     first = "" if kind == "safetensors" else "import json\n\n"
     imports = f"{first}import numpy as np\n{_IMPORTS[kind]}"
     imports += "" if classifier.takes_features else "\nfrom PIL import Image, ImageOps"
     pixels = f"{imports}\n\n{_pixels(classifier, form.resizing)}"
     if kind == "safetensors":
-        return f"{pixels}\n\n{_LONGTAIL}"
+        remark = "  # the folder of these files" if place == "." else ""
+        return f"{pixels}\n\n{_LONGTAIL.format(place=place, remark=remark)}"
     if kind == "onnx":
         prior = ', "log_prior": log_prior' if form.prior_input else ""
         text = _ONNX.format(file=ONNX_FILE, normalise=_normalise(classifier, form), prior_input=prior)

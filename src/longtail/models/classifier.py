@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 
 from longtail.data.image_set import Framing
 from longtail.errors import UserError, unknown_name
-from longtail.files import load_tensors, save_tensors
+from longtail.files import load_tensors, save_tensors, write_bytes, write_json
+from longtail.hub import HUB, HUB_NAME, fetch_model, push_folder
 from longtail.metrics.inputs import zeros_as_rarest
+from longtail.models.brief_card import brief_card
 from longtail.models.encoders import build_encoder, feature_dim
 from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import build_head
 from longtail.models.on_top import OnTop
+from longtail.models.temperature import CALIBRATION, read_temperature
 from longtail.models.tuning import apply_tuning
 from longtail.option_groups import TuneOptions
 
@@ -218,6 +222,49 @@ class Classifier(nn.Module):
         framing = asdict(self.framing) | {"size": list(self.image_size)}
         meta = {"spec": self.spec, "class_names": list(self.class_names), "framing": framing}
         save_tensors(Path(folder), _STEM, self.state_dict(), meta)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Classifier:
+        """Return a classifier by the name of its run folder, or of its repository on the hub.
+
+        As :func:`longtail.load` does: onto the CPU, in eval mode, with the temperature that was fitted.
+
+        Args:
+            name: a folder, ``hf-hub:owner/name[@revision]``, or ``owner/name[@revision]`` where there is no such
+                folder.
+
+        Raises:
+            UserError: no such folder or repository, no network, or a file is cut off or changed.
+        """
+        text = str(name)
+        is_local = Path(text).is_dir() or not HUB_NAME.fullmatch(text)
+        folder = Path(text) if is_local and not text.startswith(HUB) else fetch_model(text)
+        classifier = cls.load(folder)
+        classifier.temperature = read_temperature(folder)
+        return classifier
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Put this classifier into the hub repository ``owner/name``, made if need be, and return its address.
+
+        A card of the classes is written where there is none; :func:`longtail.push_to_hub` gives a run's card with
+        figures.
+
+        Args:
+            repository: ``owner/name``.
+            private: whether a new repository is seen by its owners only.
+            token: default: that of who is logged in.
+
+        Raises:
+            UserError: no network, not logged in, or not allowed.
+        """
+        with TemporaryDirectory() as place:
+            folder = Path(place)
+            self.save(folder)
+            if self.temperature is not None:
+                write_json(folder / CALIBRATION, {"temperature": self.temperature})
+            card = brief_card(repository.removeprefix(HUB), self.class_names, self.class_counts.tolist())
+            write_bytes(folder / "README.md", card.encode("utf-8", "replace"))
+            return push_folder(folder, repository, private, token, keep_card=True)
 
     @classmethod
     def load(cls, folder: Path | str) -> Classifier:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError
-from longtail.models.timm_encoder import EncoderDefaults, quiet
+from longtail.hub import quiet
+from longtail.models.timm_encoder import EncoderDefaults
 
 OPEN_CLIP = "open_clip:"
 """What the names of these encoders start with."""

@@ -5,7 +5,6 @@ Everything that can go wrong with them goes wrong in :func:`choose_weights`, whi
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError, unknown_name
+from longtail.hub import HUB, hub_reason, quiet
 from longtail.models.encoders import build_encoder, encoder_names
 from longtail.models.open_clip_encoder import (
     HUB_FILES,
@@ -30,13 +30,11 @@ from longtail.models.timm_encoder import (
     architecture_of,
     classifier_tensors,
     fit_to_timm,
-    quiet,
     timm_config,
     timm_names,
 )
 from longtail.models.weight_files import read_tensors
 
-_HUB = "hf-hub:"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 _RUN_FILE = "model.safetensors"
 _PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.", "backbone.")
@@ -158,9 +156,9 @@ def hub_file(weights: str) -> Path:
 def _hub_address(weights: str) -> tuple[str, list[str], str]:
     """Return repository, files to look for in it, and the plain address of weights that lie in no repository ("")."""
     ours = weights.removeprefix(OPEN_CLIP)
-    if ours.startswith(_HUB):
+    if ours.startswith(HUB):
         files = list(HUB_FILES) if is_open_clip(weights) else [_RUN_FILE, "pytorch_model.bin"]
-        return ours.removeprefix(_HUB), files, ""
+        return ours.removeprefix(HUB), files, ""
     if is_open_clip(weights):
         repository, file, address = hub_place(weights)
         # A file of another name mostly has a safe copy beside it, which open_clip looks for first, too.
@@ -187,12 +185,12 @@ def _url_file(url: str) -> Path:
 
 
 def _is_path(wanted: str) -> bool:
-    return not wanted.startswith((_HUB, OPEN_CLIP)) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
+    return not wanted.startswith((HUB, OPEN_CLIP)) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
 
 
 def _hub_name(encoder: str, wanted: str) -> str:
     """Return the full name of published weights that ``wanted`` means, or raise the error that says what is known."""
-    if wanted.startswith(_HUB):
+    if wanted.startswith(HUB):
         if encoder in encoder_names():
             raise UserError(f"encoder {encoder!r} has no weights on the hub; {_WAYS_OUT}.")
         return wanted
@@ -201,7 +199,7 @@ def _hub_name(encoder: str, wanted: str) -> str:
     if encoder in encoder_names() or "/" in wanted:
         raise UserError(
             f"--pretrained {wanted}: there is no such file or folder (a hub repository is written "
-            f"{_HUB}owner/name); {_WAYS_OUT}."
+            f"{HUB}owner/name); {_WAYS_OUT}."
         )
     architecture = architecture_of(encoder)
     full = wanted if architecture_of(wanted) == architecture else f"{architecture}.{wanted}"
@@ -234,7 +232,7 @@ def _open_clip_weights(encoder: str, wanted: str) -> str:
         return f"{architecture_of(encoder)}.{tag}"
     if "/" in wanted:
         raise UserError(
-            f"--pretrained {wanted}: there is no such file or folder (a hub repository is written {_HUB}owner/name); "
+            f"--pretrained {wanted}: there is no such file or folder (a hub repository is written {HUB}owner/name); "
             f"{_WAYS_OUT}."
         )
     raise unknown_name(f"--pretrained weights of {OPEN_CLIP}{architecture}", wanted, [*tags, "auto", "hub", "none"])
@@ -264,7 +262,7 @@ def _fitting_tensors(encoder: nn.Module, name: str, weights: str, in_channels: i
         return fit_to_open_clip(encoder, level) if clip else fit_to_timm(encoder, name, level, in_channels)
 
     # What timm publishes under the encoder's own name belongs to it, whatever else the file holds.
-    registered = not _is_path(weights) and not weights.startswith(_HUB)
+    registered = not _is_path(weights) and not weights.startswith(HUB)
     dropped = set() if own or clip else classifier_tensors(name, encoder)
     return matching(
         [fitted(level) for level in levels(read_tensors(path))],
@@ -330,28 +328,6 @@ def local_file(encoder: str, weights: str) -> Path:
             raise UserError(f"--pretrained {weights}: there is no file {path}; {_WAYS_OUT}.")
         return path
     try:
-        return hub_file(f"{OPEN_CLIP}{weights}" if is_open_clip(encoder) and weights.startswith(_HUB) else weights)
+        return hub_file(f"{OPEN_CLIP}{weights}" if is_open_clip(encoder) and weights.startswith(HUB) else weights)
     except Exception as error:  # of three libraries and the operating system; they share no base class
-        raise UserError(f"--pretrained {weights}: {_hub_reason(error)}; {_WAYS_OUT}.") from None
-
-
-def _hub_reason(error: Exception) -> str:
-    """Say in a few words why the hub gave nothing."""
-    from urllib.error import HTTPError
-
-    from huggingface_hub import errors
-
-    said = " ".join(str(error).split())[:160].rstrip(". ").replace("; ", ", ")
-    if isinstance(error, errors.GatedRepoError):
-        return "the hub gives it only to users who are logged in and have accepted its terms"
-    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        return "the hub has no such repository or revision"
-    if isinstance(error, errors.HFValidationError):
-        return "this is no hub name, which is written hf-hub:owner/name"
-    if isinstance(error, errors.HfHubHTTPError | HTTPError):
-        return f"the hub refused it ({said})"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return f"it cannot be stored here ({said})"
-    if type(error) is FileNotFoundError:
-        return f"the repository has no weight file that can be read ({said})"
-    return f"no network for this hub name ({said or type(error).__name__})"
+        raise UserError(f"--pretrained {weights}: {hub_reason(error)}; {_WAYS_OUT}.") from None

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError
+from longtail.hub import quiet
 from longtail.models.heads import unit_vectors
 from longtail.models.open_clip_encoder import architecture_config, is_open_clip, open_clip, split_name
 from longtail.models.pretrained import levels, local_file, matching
-from longtail.models.timm_encoder import quiet
 from longtail.models.weight_files import read_tensors
 
 _BATCH = 256

@@ -5,11 +5,7 @@ timm is imported late: it takes seconds, and a run with one of our own encoders 
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from inspect import signature
@@ -20,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError
+from longtail.hub import quiet
 
 _FILTER_NAMES = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 """What timm's model files call the function that maps a published file to the module's names and sizes."""
@@ -41,22 +38,6 @@ class EncoderDefaults:
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-@contextmanager
-def quiet(names: Sequence[str] = ("timm", "huggingface_hub", "httpx")) -> Iterator[None]:
-    """Keep libraries, by the names of their loggers, from stderr: what the user must know is said in our own words."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def architecture_of(name: str) -> str:

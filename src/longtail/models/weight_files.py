@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longtail.errors import UserError
-from longtail.models.timm_encoder import quiet
+from longtail.hub import quiet
 
 _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training programs keep the tensors in a file that holds more; the averaged ones first."""

@@ -50,7 +50,8 @@ def inspect(
     ``--json`` prints; ``findings`` holds the sentences that matter most, the most serious first.
 
     Args:
-        data: whatever ``train`` takes: a name, a folder of images, a manifest, a split list or arrays.
+        data: whatever ``train`` takes: a name, a folder of images, a manifest, a split list, arrays or a
+            hub set.
         root: folder that listed paths are relative to, or that holds a published data set.
         out: the page to write, or a folder for it; default ``inspect-DATA.html`` in the current folder, and with --json
             none.
@@ -80,7 +81,13 @@ def inspect(
         root=config.root,
         folds=config.folds,
         source=config.source,
-        checks=FileChecks("skip", default_workers(None), default_cache(), say.counter("looking at every image")),
+        checks=FileChecks(
+            "skip",
+            default_workers(None),
+            default_cache(),
+            say.counter("looking at every image"),
+            say.counter("writing images as files"),
+        ),
     )
     figures = data_figures(found, (many, few))
     if run is not None:

@@ -21,7 +21,7 @@ _PATHS = (
     "decoupled.run",
     "start.prompts",
 )
-_NO_PATH = ("hf-hub:", "open_clip:")
+_NO_PATH = ("hf-hub:", "hf:", "open_clip:")
 
 
 def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:

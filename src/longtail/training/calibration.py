@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from longtail.data import LabelledImages
-from longtail.errors import UserError, counted
-from longtail.files import load_meta, read_json, save_tensors, write_json
+from longtail.errors import counted
+from longtail.files import load_meta, save_tensors, write_json
 from longtail.metrics import (
     adjusted_logits,
     balanced_accuracy,
@@ -33,10 +33,12 @@ from longtail.metrics.inputs import row_blocks
 from longtail.metrics.post_hoc import is_uniform
 from longtail.metrics.temperature import HIGHEST
 from longtail.models import Classifier
+from longtail.models.temperature import CALIBRATION as CALIBRATION
+from longtail.models.temperature import read_calibration as read_calibration
+from longtail.models.temperature import read_temperature as read_temperature
 from longtail.training.evaluation import Evaluation, collect_logits
 
 VALIDATION = "validation"
-CALIBRATION = "calibration.json"
 FEWEST_IMAGES = 30
 """Effective number of validation images below which no temperature is fitted: one wrong image would decide it."""
 
@@ -88,35 +90,6 @@ def calibrate(
     write_json(folder / CALIBRATION, record)
 
 
-def read_calibration(folder: Path) -> dict[str, Any] | None:
-    """Return a run's ``calibration.json``, None if it was trained without validation images.
-
-    Raises:
-        UserError: the file was cut off or changed.
-    """
-    path = folder / CALIBRATION
-    if not path.exists():
-        return None
-    record = read_json(path)
-    numbers = [record.get(key, 1.0) for key in ("temperature", "tau")] if isinstance(record, dict) else []
-    sound = all(isinstance(value, int | float) and 0 <= value < float("inf") for value in numbers)
-    if not numbers or not sound or not record.get("temperature"):
-        raise UserError(f"{path} holds no temperature above 0; it was cut off or changed.")
-    return dict(record)
-
-
-def read_temperature(folder: Path) -> float | None:
-    """Return what the logits of the run in ``folder`` are divided by, None if nothing was fitted.
-
-    A temperature of exactly 1 says that the validation images could not tell: too few, or all classified rightly.
-
-    Raises:
-        UserError: as :func:`read_calibration`.
-    """
-    record = read_calibration(folder)
-    return None if record is None or record["temperature"] == 1 else float(record["temperature"])
-
-
 def with_validation(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -> Evaluation:
     """Return ``evaluation`` with what the validation images of the run in ``folder`` chose; as it is without any.
 
@@ -127,7 +100,7 @@ def with_validation(folder: Path, evaluation: Evaluation, logit_prior: Tensor) -
         UserError: a file was cut off or changed.
     """
     calibration = read_calibration(folder)
-    if calibration is None:
+    if calibration is None or not (folder / f"{VALIDATION}.json").exists():  # a temperature alone chose nothing
         return evaluation
     logits, labels = evaluation.logits, evaluation.labels
     added: dict[str, Any] = load_meta(folder, VALIDATION)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from longtail.config import replace_options
-from longtail.data import ImageFiles, ImageSet, LabelledImages, source_names
+from longtail.data import ImageFiles, ImageSet, LabelledImages
+from longtail.data.sources import is_named
 from longtail.data.survey import array_digest
 from longtail.errors import UserError
 from longtail.files import load_tensors, read_json
@@ -83,7 +84,7 @@ def _of_run(
     if not (folder / "evaluation.json").exists():
         raise UserError(f"{folder} is not a finished run; name one by --run, or finish it with --resume.")
     config = make_config(parse_values(read_config(folder), f"{folder / 'config.yaml'}"))
-    if config.data not in source_names() and not Path(config.data).expanduser().exists():
+    if not is_named(config.data) and not Path(config.data).expanduser().exists():
         config = replace_options(config, {"data": data, "root": root})
     splits = read_splits(config, say)
     test, keys = splits.test, image_keys(splits.test)

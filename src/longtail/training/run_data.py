@@ -136,7 +136,9 @@ def read_other_data(
     )
     for note in splits.notes:
         say.say(note)
-    same = Path(config.data).exists() and Path(data).expanduser().resolve() == Path(config.data).resolve()
+    same = data == config.data or (
+        Path(config.data).exists() and Path(data).expanduser().resolve() == Path(config.data).resolve()
+    )
     if same and len(splits.test) > _tested(path):
         say.say(f"{data} is what the run was trained on: these figures are on its training images too.")
     test = splits.test
@@ -155,4 +157,5 @@ def _checks(on_bad: str, say: ProgressReporter) -> FileChecks:
         workers=default_workers(None),
         cache=default_cache(),
         progress=say.counter("looking at every image"),
+        writing=say.counter("writing images as files"),
     )
