@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
-BRIEF = ("priors.md", "progress.md", "report.md")
+BRIEF = ("embeddings.md", "pretrained.md", "priors.md", "progress.md", "report.md")
 """Pages whose commands take a few seconds together."""
 TRAINED = "runs/photos"
 """The run that pages speak of without training it."""
@@ -86,6 +86,10 @@ def files(tmp_path_factory):
     for part in splits:
         lines = [f"{row['path']} {CLASSES.index(row['label'])}\n" for row in rows if row["split"] == part]
         (path / f"{part}.txt").write_text("".join(lines))
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path / "vit.safetensors")
     (path / "new").mkdir()
     shutil.copy(path / "photos" / rows[0]["path"], path / "new")
     (path / "docs").symlink_to(DOCS)
@@ -142,8 +146,9 @@ def test_a_brief_page_as_it_stands(page, folder, monkeypatch):
     monkeypatch.chdir(folder)
     for line in commands(page):
         assert main(shlex.split(line)[1:]) == 0, line
+    names: dict[str, object] = {}  # blocks of a page follow each other
     for block in python_blocks(page):
-        exec(compile(block, page, "exec"), {})
+        exec(compile(block, page, "exec"), names)
 
 
 def test_the_loop_snippet_is_what_the_example_does():

@@ -207,9 +207,9 @@ def test_cifar(stand_in, num_classes):
     assert (splits.name, splits.views) == (f"cifar{num_classes}-lt", "cifar")
 
 
-def test_cifar_default_imbalance_is_100(stand_in):
+def test_cifar_default_imbalance_is_100(stand_in, tmp_path):
     stand_in(10)
-    assert load_data("cifar10-lt").train.class_counts.tolist() == exponential_profile(30, 10, 100)
+    assert load_data("cifar10-lt", root=str(tmp_path)).train.class_counts.tolist() == exponential_profile(30, 10, 100)
 
 
 def test_cifar_takes_10_or_100_classes():

@@ -126,7 +126,18 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         choose("tune.rank", default_rank(config.tune.kind, encoder, data.train.num_classes))
     # CLIP's towers lose what they know at the rates of other transformers (Wortsman et al., CVPR 2022, take 3e-5).
     fine = is_open_clip(backbone) and not tuned and config.pretrained != "none"
-    choose("optimiser.lr", 1e-5 if fine else 1e-3 if adamw else float(f"{0.05 * batch / 128:.3g}") if photos else 0.1)
+    choose(
+        "optimiser.lr",
+        1e-5
+        if fine
+        else 1e-2
+        if features
+        else 1e-3
+        if adamw
+        else float(f"{0.05 * batch / 128:.3g}")
+        if photos
+        else 0.1,
+    )
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
     if chosen["optimiser.lr"] * chosen["optimiser.weight_decay"] > 1:
         raise UserError(
