@@ -18,6 +18,13 @@ from longtail.training.schedule import learning_rate_factor
 
 RECIPES = sorted(recipe_files())
 PLUS = "cifar100-lt-imbalance100-gml-plus"
+CLIP = [
+    "imagenet-lt-clip-rn50-full-20epochs",
+    "imagenet-lt-clip-vitb16-adapter-10epochs",
+    "inaturalist2018-clip-rn50-full-20epochs",
+    "inaturalist2018-clip-vitb16-adapter-20epochs",
+    "inaturalist2018-clip-vitb16-full-20epochs",
+]
 
 # Suh & Seo, ICML 2023, section 4, Table 3 and the authors' release.
 PUBLISHED = {
@@ -80,8 +87,22 @@ LARGE = {
 
 def test_every_published_row_and_the_demo_have_a_recipe():
     small = (small_cifar_name(imbalance) for imbalance in SMALL_CIFAR_ROWS)
-    ours = ("demo", PLUS)
+    ours = ("demo", PLUS, *CLIP)
     assert sorted([*ours, *(cifar_name(*row) for row in CIFAR_ROWS), *small, *LARGE]) == RECIPES
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_from_clip_the_tower_teaches_and_the_texts_start_the_head(name):
+    config = make_config(read_recipe(name))
+    assert config.backbone in ("open_clip:ViT-B-16-quickgelu", "open_clip:RN50-quickgelu")
+    assert (config.pretrained, config.start.head, config.teacher.kind) == ("openai", "text", "pretrained")
+    assert config.data == ("imagenet-lt" if name.startswith("imagenet") else "inaturalist2018")
+    assert config.epochs == int(name.split("-")[-1].removesuffix("epochs"))
+    assert config.tune.kind == ("adapter" if "adapter" in name else "full")
+    if "adapter" in name:  # LIFT's settings
+        own = config.optimiser
+        assert (config.batch_size, own.name, own.lr, own.weight_decay) == (128, "sgd", 0.01, 5e-4)
+    assert "measured with this code" in " ".join(recipe_text(name).split("#")[1:])
 
 
 def test_gml_plus_is_the_longer_published_recipe_and_what_its_study_tries():

@@ -57,8 +57,8 @@ def cifar(monkeypatch):
 
 def test_every_study_that_is_asked_for_is_there():
     names = "methods cifar teacher-student teachers imbalance temperature queue prior switches gml-plus".split()
-    assert list(STUDIES) == [*names, "imagenet-lt", "inaturalist2018", "places-lt"]
-    for name in ("clip", "ade20k", "method"):
+    assert list(STUDIES) == [*names, "imagenet-lt", "inaturalist2018", "places-lt", "clip"]
+    for name in ("clop", "ade20k", "method"):
         with pytest.raises(UserError, match=f"unknown study '{name}'; (did you mean|known)"):
             get_study(name)
     names = (

@@ -156,6 +156,15 @@ _EACH: list[Study] = [
         methods=_COMPETITORS,
         panels=({"data": "places-lt"},),
     ),
+    Study(
+        "clip",
+        "from CLIP's ViT-B/16 on ImageNet-LT: GML, logit adjustment and cross entropy, all weights or a little (needs "
+        "--root)",
+        "Every row starts from the same weights and texts; the zero-shot figures are in each cell's report.",
+        rows=rows.clip,
+        panels=({"data": "imagenet-lt"},),
+        recipe="imagenet-lt-clip-vitb16-adapter-10epochs",
+    ),
 ]
 STUDIES: dict[str, Study] = {study.name: study for study in _EACH}
 """The studies by name, in the order in which they are listed."""

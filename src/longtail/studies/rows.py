@@ -102,6 +102,17 @@ def switches(base: TrainConfig) -> list[Row]:
     return [Row("gml", {"method": "gml"}, published="gml"), *ways]
 
 
+def clip(base: TrainConfig) -> list[Row]:
+    """Three methods with adapters and with all weights, these at a rate that CLIP survives; a linear probe."""
+    whole = {"tune.kind": "full", "tune.lr_decay": 0.75, "optimiser.name": "adamw", "optimiser.lr": 3e-5}
+    ways: dict[str, dict[str, Any]] = {"adapters": {"tune.kind": "adapter"}, "all weights": whole}
+    methods = ("gml", "logit_adjustment", "cross_entropy")
+    rows = [
+        Row(f"{method}, {way}", {"method": method, **options}) for way, options in ways.items() for method in methods
+    ]
+    return [*rows, Row("logit_adjustment, linear probe", {"method": "logit_adjustment", "tune.kind": "frozen"})]
+
+
 def plus(base: TrainConfig) -> list[Row]:
     """GML, GML with each thing that is known to help other methods, and with all of them."""
     cifar = base.views.classifier == "cifar"
