@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/embed.py --backbone resnet18 --images 512
 
 The bare pass sees the same images, decoded, resized and normalised beforehand, in the same batches, in inference mode
-and channels last; it is all that no program can do without. `embed` is timed as a whole but for what happens once (reading
-weights and the check of every file, which is kept): decoding beside the encoder, shards, digests, the file at the end.
-Both in turn, the median of the ratios.
+and channels last; it is all that no program can do without. `embed` is timed as a whole but for what happens once
+(reading weights and the check of every file, which is kept): decoding beside the encoder, shards, digests, the file at
+the end. Both in turn, the median of the ratios.
 """
 
 from __future__ import annotations
