@@ -56,6 +56,8 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/stream.py
 	@$(BIN)/python benchmarks/classes.py
 	@$(BIN)/python benchmarks/predict.py
+	@$(BIN)/python benchmarks/embed.py
+	@$(BIN)/python benchmarks/heads.py
 	@$(BIN)/python benchmarks/busy.py
 	@$(BIN)/python benchmarks/index.py
 	@$(BIN)/python benchmarks/digits.py
