@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/heads.py --features .data/features.safetensors   # embeddings of one's own
 
 The roofline of a step is its counted floating point operations (torch's counter: every matrix product, forward and
-backward) over the rate that one large float32 product reaches here, measured before and after the training. What is
-timed is the whole loop: drawing, standardising, queue, optimiser, log. Logistic regression is scikit-learn's, class
+backward) over the rate that one large float32 product reaches here; steps (drawing, standardising, queue and optimiser
+included) and products take turns. Then a whole training is timed, and logistic regression of scikit-learn's, class
 weights balanced, on the same standardised features.
 """
 
@@ -34,10 +34,13 @@ from longtail.methods import MethodContext, get_method
 from longtail.options import make_config
 from longtail.training.defaults import choose_pretrained, resolve
 from longtail.training.in_memory import train_in_memory
+from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.run_folder import processor_name
 from longtail.training.stages import plan_stages
+from longtail.training.step import TrainingStep
 
 SIDE = 3072
+STEPS = 10
 
 
 def made_features(rows: int, dim: int, classes: int, imbalance: float = 100.0) -> DataSplits:
@@ -57,34 +60,40 @@ def made_features(rows: int, dim: int, classes: int, imbalance: float = 100.0) -
     return with_statistics(DataSplits("made", train, test, (), (), "stored"))
 
 
-def matrix_rate(seconds: float = 2.0) -> float:
-    """Return floating point operations a second of a float32 product of large squares, the median of repeats."""
+def product_seconds() -> float:
+    """Return the seconds of one float32 product of large squares."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+    start = time.perf_counter()
     a @ b
-    rates, began = [], time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        a @ b
-        rates.append(2 * SIDE**3 / (time.perf_counter() - start))
-    return statistics.median(rates)
+    return time.perf_counter() - start
 
 
-def counted_step(config: TrainConfig, splits: DataSplits) -> int:
-    """Return the floating point operations of the matrix products of one step, forward and backward."""
+def steps_against_products(config: TrainConfig, splits: DataSplits, turns: int) -> tuple[int, list[float], list[float]]:
+    """Return the counted operations of a step, and in each turn the seconds of a step and the operations a second.
+
+    A turn is ten steps, drawing and optimiser included, and one product: a slow moment falls on both.
+    """
     stage = plan_stages(config)[-1]
     context = MethodContext(config, stage, splits.train, splits.mean, splits.std)
     method = get_method(config.method).build(context).train()
-    batch = resolved(config.batch_size)
-    loader = FeatureLoader(
-        splits.train, tuple(method.views), batch, 0, torch.device("cpu"), splits.mean, splits.std, {"plain": True}
-    )
-    method.recompute(loader.fetch, loader.labels)
+    batch, cpu = resolved(config.batch_size), torch.device("cpu")
+    loader = FeatureLoader(splits.train, tuple(method.views), batch, 0, cpu, splits.mean, splits.std)
     method.prepare(loader.fetch, loader.labels)
+    optimiser = build_optimiser(parameter_groups(method, config.tune), config.optimiser, cpu)
+    set_rate(optimiser, resolved(config.optimiser.lr))
+    step = TrainingStep(method, optimiser, None, cpu)
     with FlopCounterMode(display=False) as counter:
-        drawn = loader.load(0, 0)
-        method.update_memory(drawn)
-        torch.stack(list(method(drawn, 0.0).values())).sum().backward()
-    return int(counter.get_total_flops())
+        step(loader.load(0, 0), 0.0)
+    seconds, rates, number = [], [], 0
+    product_seconds()
+    for _ in range(turns):
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            number += 1
+            step(loader.load(*divmod(number, loader.steps_per_epoch)), 0.0)
+        seconds.append((time.perf_counter() - start) / STEPS)
+        rates.append(2 * SIDE**3 / product_seconds())
+    return int(counter.get_total_flops()), seconds, rates
 
 
 def main() -> None:
@@ -94,7 +103,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--no-logistic", action="store_true", help="leave scikit-learn's logistic regression out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "heads.json")
     options = parser.parse_args()
@@ -110,21 +119,13 @@ def main() -> None:
             given = {"data": "made", "method": method, "epochs": options.epochs, "device": "cpu", "out": place}
             config, _ = resolve(make_config(given), splits)
             config, _ = choose_pretrained(config, splits)
-            flops = counted_step(config, splits)
-            steps = options.epochs * (len(train) // resolved(config.batch_size))
-            ratios, seconds, rates = [], [], []
-            for _ in range(options.repeats):
-                before = matrix_rate()
-                start = time.perf_counter()
-                classifier, _ = train_in_memory(config, splits)
-                taken = time.perf_counter() - start
-                rate = (before + matrix_rate()) / 2
-                seconds.append(taken)
-                rates.append(rate)
-                ratios.append(taken / (steps * flops / rate))
+            flops, steps, rates = steps_against_products(config, splits, options.turns)
+            ratios = sorted(second * rate / flops for second, rate in zip(steps, rates, strict=True))
+            start = time.perf_counter()
+            classifier, _ = train_in_memory(config, splits)
+            taken = time.perf_counter() - start
             logits = classifier.logits(test.features[:, 0].float())
             accuracy = balanced_accuracy_score(test.labels, logits.argmax(1))
-            taken = statistics.median(seconds)
             results.append(
                 {
                     "method": method,
@@ -135,7 +136,9 @@ def main() -> None:
                     "gflop_a_second_of_a_product": round(statistics.median(rates) / 1e9, 1),
                     "seconds": round(taken, 2),
                     "samples_a_second": round(len(train) * options.epochs / taken),
+                    "step_seconds": round(statistics.median(steps), 4),
                     "times_the_roofline": round(statistics.median(ratios), 2),
+                    "lowest_and_highest": [round(ratios[0], 2), round(ratios[-1], 2)],
                     "balanced_accuracy": round(accuracy, 4),
                 }
             )
@@ -163,7 +166,7 @@ def main() -> None:
         "rows": len(train),
         "dim": train.channels,
         "classes": train.num_classes,
-        "repeats": options.repeats,
+        "turns": options.turns,
         "hardware": {"processor": processor_name(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "sklearn": sklearn.__version__},
         "results": results,
