@@ -167,7 +167,7 @@ def test_config_holds_every_option_resolved(result):
     left_open = [key for key, value in parse_values(values, "").items() if value is None]
     assert set(left_open) == {
         *("imbalance", "root", "folds", "image_size", "teacher.run", "decoupled.run"),
-        *("optimiser.clip_norm", "optimiser.ema", "start.head", "tune.rank"),
+        *("optimiser.clip_norm", "optimiser.ema", "start.head", "tune.rank", "tune.encoder_lr"),
         *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
         *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),
     }

@@ -1,19 +1,25 @@
 """Recipes that come with the package: they parse, name what exists, and hold the published settings."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 
 from longtail.cli import main
-from longtail.config import get_option
+from longtail.config import get_option, replace_options
+from longtail.data import DataSplits, ImageFiles
+from longtail.data.image_set import PathTable
 from longtail.data.published import PUBLISHED as PUBLISHED_SETS
 from longtail.data.sources import source_names
 from longtail.data.views import build_view
 from longtail.errors import UserError
 from longtail.methods import METHODS
 from longtail.models import build_encoder
+from longtail.models.prompts import first_identifier
 from longtail.options import make_config, read_recipe, recipe_files, recipe_text
 from longtail.studies.rows import plus
+from longtail.training.defaults import resolve
 from longtail.training.schedule import learning_rate_factor
 
 RECIPES = sorted(recipe_files())
@@ -91,6 +97,15 @@ def test_every_published_row_and_the_demo_have_a_recipe():
     assert sorted([*ours, *(cifar_name(*row) for row in CIFAR_ROWS), *small, *LARGE]) == RECIPES
 
 
+def files_of():
+    """Twelve thousand files of a thousand classes that are never opened."""
+    labels = torch.arange(1000).repeat(12)
+    paths = PathTable(f"{index}.jpg" for index in range(len(labels)))
+    sizes = torch.full((len(labels), 2), 300, dtype=torch.int32)
+    names = tuple(f"n{index:08d}" for index in range(1000))
+    return ImageFiles(Path(), paths, labels, names, sizes, torch.ones(len(labels), dtype=torch.int64))
+
+
 @pytest.mark.parametrize("name", CLIP)
 def test_from_clip_the_tower_teaches_and_the_texts_start_the_head(name):
     config = make_config(read_recipe(name))
@@ -102,6 +117,13 @@ def test_from_clip_the_tower_teaches_and_the_texts_start_the_head(name):
     if "adapter" in name:  # LIFT's settings
         own = config.optimiser
         assert (config.batch_size, own.name, own.lr, own.weight_decay) == (128, "sgd", 0.01, 5e-4)
+    names = ["n01440764", "n01443537"] if config.data == "imagenet-lt" else ["Plantae/5432", "Aves/12"]
+    assert (first_identifier(names) is None) == (config.data == "imagenet-lt")
+    assert ("--start.prompts NAMES.yaml" in recipe_text(name)) == (config.data != "imagenet-lt")
+    published = DataSplits("p", *[files_of()] * 2, (0.4,) * 3, (0.2,) * 3, "", "given")
+    settled, _ = resolve(replace_options(config, {"device": "cpu"}), published)
+    assert settled.source.mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])  # of CLIP, not of the data set
+    assert settled.optimiser.lr * (settled.tune.encoder_lr or 1.0) <= 0.01
     assert "measured with this code" in " ".join(recipe_text(name).split("#")[1:])
 
 

@@ -228,14 +228,15 @@ class TuneOptions:
             C classes and L blocks, at least 1: as many weights as a linear classifier at most; LIFT, Shi et al. 2024).
         prompts: tokens a block, for ``prompt``.
         lr_decay: factor on the learning rate a layer, from the head downwards; 1 = off.
-        encoder_lr: factor on the learning rate of the encoder, beside that of heads and projections.
+        encoder_lr: factor on the learning rate of the encoder, beside that of heads and projections; default: 1, and
+            0.01 where all weights of a CLIP tower are trained.
     """
 
     kind: Literal["full", "frozen", "lora", "adapter", "prompt", "bias", "norm"] = "full"
     rank: int | None = None
     prompts: int = 10
     lr_decay: float = 1.0
-    encoder_lr: float = 1.0
+    encoder_lr: float | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ OPEN = {
         "optimiser.clip_norm",
         "optimiser.ema",
         "tune.rank",
+        "tune.encoder_lr",
     ),
     *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
     *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),
@@ -191,8 +192,13 @@ def test_size_crop_and_statistics_follow_the_encoder():
     own, _ = resolve_files([30, 3], 300, 300, backbone="cifar_resnet32")
     assert (own.image_size, own.loading.resize, own.source.mean) == (32, 32, None)  # statistics of its own pixels
     published = replace(files_of([30, 3], 300, 300), mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
-    config, _ = resolve(make_config({"data": "x", "device": "cpu", "backbone": "test_resnet"}), published)
+    options = {"data": "x", "device": "cpu", "backbone": "test_resnet"}
+    config, _ = resolve(make_config(options | {"pretrained": "none"}), published)
     assert config.source.mean is None  # those of the published set stay
+    config, _ = resolve(make_config(options), published)
+    assert config.source.mean == [0.5] * 3  # weights know pixels as they were normalised for them
+    arrays, _ = resolve(make_config(options), splits_of([30, 3], 160))
+    assert arrays.source.mean == [0.5] * 3
     with pytest.raises(UserError, match=r"--loading\.resize 100 is below --image_size 160"):
         resolve_files([30, 3], 300, 300, **{"backbone": "test_resnet", "loading.resize": 100})
 

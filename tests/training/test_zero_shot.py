@@ -57,6 +57,8 @@ def config(weights, splits):
             "batch_size": 6,
             "device": "cpu",
         }
+        # As the pixels of `splits` are normalised.
+        given |= {"source.mean": list(splits.mean), "source.std": list(splits.std)}
         given |= {"queue.capacity": 24, "checkpoint.every_seconds": 0.0, "optimiser.lr": 1e-4}
         given |= {key.replace("__", "."): value for key, value in changes.items()}
         chosen, _ = resolve(make_config(given), splits)

@@ -19,7 +19,7 @@ from longtail.data.views import View, check_recipe
 from longtail.deployment.feature_store import FeatureStore
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
-from longtail.models import Classifier, build_encoder, encoder_defaults, feature_dim, load_weights
+from longtail.models import build_encoder, feature_dim, load_weights
 from longtail.options import make_config, parse_values
 from longtail.training.defaults import choose_pretrained, resolve
 from longtail.training.progress import ProgressReporter
@@ -217,17 +217,8 @@ def _encoder(config: TrainConfig, splits: DataSplits) -> tuple[nn.Module, Featur
         torch.manual_seed(config.seed)
         encoder = build_encoder(name, channels, splits.train.image_size).eval()
     load_weights(encoder, name, weights, channels)
-    mean, std = splits.mean, splits.std
-    usual = encoder_defaults(name)
-    if config.source.mean is None or config.source.std is None:
-        # Pixels are normalised as the weights know it, not by the statistics of these images.
-        if (Path(weights) / "model.json").exists():
-            run = Classifier.load(weights)
-            mean, std = tuple(run.mean.tolist()), tuple(run.std.tolist())
-        elif usual is not None and len(usual.mean) == channels:
-            mean, std = usual.mean, usual.std
     words = {"none": "random weights"}.get(weights, weights)
-    return encoder, FeatureOrigin(name, channels, mean, std, splits.train.framing, words)
+    return encoder, FeatureOrigin(name, channels, splits.mean, splits.std, splits.train.framing, words)
 
 
 def _digest(encoder: nn.Module) -> str:

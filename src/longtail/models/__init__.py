@@ -8,8 +8,8 @@ from longtail.models.heads import CosineHead, LinearHead, ProjectionHead, UnitVe
 from longtail.models.layer_order import layer_depths
 from longtail.models.on_features import on_images
 from longtail.models.on_top import OnTop
-from longtail.models.open_clip_encoder import is_open_clip
-from longtail.models.pretrained import choose_weights, load_weights
+from longtail.models.open_clip_encoder import has_several_statistics, is_open_clip
+from longtail.models.pretrained import choose_weights, is_published, load_weights, published_name
 from longtail.models.prompts import class_prompts
 from longtail.models.small import SmallNet
 from longtail.models.text_tower import check_text_tower, class_embeddings
@@ -42,11 +42,14 @@ __all__ = [
     "encoder_defaults",
     "encoder_names",
     "feature_dim",
+    "has_several_statistics",
     "is_open_clip",
+    "is_published",
     "layer_depths",
     "load_weights",
     "merge_tuning",
     "on_images",
+    "published_name",
     "tuning_spec",
     "unit_vectors",
 ]

@@ -145,6 +145,13 @@ def open_clip_defaults(name: str) -> EncoderDefaults:
     )
 
 
+def has_several_statistics(name: str) -> bool:
+    """Return whether published weights of a tower differ in the statistics that their images were normalised by."""
+    architecture, _ = split_name(name)
+    tags = open_clip_tags(name)
+    return len({open_clip_defaults(f"{OPEN_CLIP}{architecture}.{tag}").mean for tag in tags}) > 1
+
+
 def build_open_clip_encoder(name: str, in_channels: int, image_size: tuple[int, int] | None = None) -> nn.Module:
     """Return the image tower of open_clip's model ``name`` (known to it), weights drawn from torch's global generator.
 

@@ -184,6 +184,26 @@ def _url_file(url: str) -> Path:
     return path
 
 
+def published_name(encoder: str, wanted: str) -> str:
+    """Return the full name of published weights of ``encoder`` that ``wanted``, a tag or a full name, means.
+
+    Raises:
+        UserError: there are none of that name, or it is a file or a repository.
+    """
+    if _is_path(wanted) or wanted.startswith(HUB):
+        raise UserError(f"--pretrained {wanted} is no name of published weights.")
+    return _hub_name(encoder, wanted)
+
+
+def is_published(encoder: str, weights: str) -> bool:
+    """Return whether ``weights`` are published under the encoder's own name, and so come with what is known of them."""
+    try:
+        published_name(encoder, weights)
+    except UserError:
+        return False
+    return True
+
+
 def _is_path(wanted: str) -> bool:
     return not wanted.startswith((HUB, OPEN_CLIP)) and (wanted.endswith(_SUFFIXES) or Path(wanted).exists())
 

@@ -6,7 +6,9 @@ Several templates a class, averaged, describe it better than one (Radford et al.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,16 @@ def class_prompts(wanted: str, class_names: Sequence[str]) -> list[list[str]]:
     return [[_filled(template, name) for template in templates] for name in class_names]
 
 
+def first_identifier(class_names: Sequence[str]) -> str | None:
+    """Return the first name that is a number or an identifier, if most are; None if they are words.
+
+    Those of ImageNet (``n01440764``) are words: it is known what they stand for.
+    """
+    word = re.compile(r"[^\W\d_]{3}|[^\W\d_a-zA-Z]")  # three letters, or one of a script that needs no more
+    found = [name for name in class_names if not word.search(_spoken(name).rpartition("/")[2])]
+    return found[0] if 2 * len(found) > len(class_names) else None
+
+
 def _of_mapping(path: Path, content: dict[Any, Any], class_names: Sequence[str]) -> list[list[str]]:
     given = {_spoken(str(key)): value for key, value in content.items()}
     spoken = [_spoken(name) for name in class_names]
@@ -125,8 +137,20 @@ def _filled(template: str, class_name: str) -> str:
 
 
 def _spoken(name: str) -> str:
-    """Return a class's name as it is said: words apart."""
+    """Return a class's name as it is said: words apart, and ImageNet's identifiers as what they stand for."""
+    if re.fullmatch(r"n\d{8}", name):
+        name = _imagenet().get(name, name)
     return " ".join(name.replace("_", " ").split())
+
+
+@cache
+def _imagenet() -> dict[str, str]:
+    """Return the first word that ImageNet (the 1000 classes of 2012) has for each of its identifiers."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-1k")
+    names: list[str] = known.label_names()  # type: ignore[no-untyped-call]
+    return {name: known.label_name_to_description(name).split(",")[0] for name in names}
 
 
 def _listed(names: Sequence[str], what: str) -> str:

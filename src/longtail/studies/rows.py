@@ -104,7 +104,13 @@ def switches(base: TrainConfig) -> list[Row]:
 
 def clip(base: TrainConfig) -> list[Row]:
     """Three methods with adapters and with all weights, these at a rate that CLIP survives; a linear probe."""
-    whole = {"tune.kind": "full", "tune.lr_decay": 0.75, "optimiser.name": "adamw", "optimiser.lr": 3e-5}
+    whole: dict[str, Any] = {
+        "tune.kind": "full",
+        "tune.encoder_lr": 0.03,
+        "tune.lr_decay": 0.7,
+        "optimiser.name": "adamw",
+    }
+    whole |= {"optimiser.lr": 1e-3, "optimiser.weight_decay": 0.05}
     ways: dict[str, dict[str, Any]] = {"adapters": {"tune.kind": "adapter"}, "all weights": whole}
     methods = ("gml", "logit_adjustment", "cross_entropy")
     rows = [

@@ -32,8 +32,13 @@ from longtail.models import (
     default_rank,
     encoder_defaults,
     feature_dim,
+    has_several_statistics,
     is_open_clip,
+    is_published,
+    published_name,
 )
+from longtail.models.prompts import TEMPLATES, first_identifier
+from longtail.option_groups import StartOptions
 from longtail.training.precision import faster_precision, time_encoder
 from longtail.training.tuned_defaults import check_tuned_encoders, check_tuned_start
 
@@ -121,23 +126,16 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     # Of a tuned encoder, heads, updates that start at zero, prompts and biases have gradients of very different sizes:
     # AdamW's steps are of one size, where SGD would need a rate for each (LIFT takes 0.01, VPT up to 50).
     tuned = config.tune.kind != "full"
-    adamw = choose("optimiser.name", "sgd" if has_norm and not tuned else "adamw") == "adamw"
+    fine = is_open_clip(backbone) and not tuned and config.pretrained != "none"
+    adamw = choose("optimiser.name", "sgd" if has_norm and not tuned and not fine else "adamw") == "adamw"
     if config.tune.kind in ("lora", "adapter"):
         choose("tune.rank", default_rank(config.tune.kind, encoder, data.train.num_classes))
-    # CLIP's towers lose what they know at the rates of other transformers (Wortsman et al., CVPR 2022, take 3e-5).
-    fine = is_open_clip(backbone) and not tuned and config.pretrained != "none"
-    choose(
-        "optimiser.lr",
-        1e-5
-        if fine
-        else 1e-2
-        if features
-        else 1e-3
-        if adamw
-        else float(f"{0.05 * batch / 128:.3g}")
-        if photos
-        else 0.1,
-    )
+    # CLIP's towers lose what they know at the rates of other transformers (Wortsman et al., CVPR 2022, train them at
+    # 3e-5 with AdamW); projections, and a head that starts at random, learn nothing at theirs.
+    if fine and config.optimiser.lr is None:
+        choose("tune.encoder_lr", 0.01)
+    rate = float(f"{0.05 * batch / 128:.3g}") if photos else 0.1
+    choose("optimiser.lr", 1e-2 if features else 1e-3 if adamw else rate)
     choose("optimiser.weight_decay", 0.05 if adamw else 5e-4)
     if chosen["optimiser.lr"] * chosen["optimiser.weight_decay"] > 1:
         raise UserError(
@@ -225,6 +223,12 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
     train = data.train
     if isinstance(train, FeatureSet) and (config.source.mean is not None or config.source.std is not None):
         raise UserError("features are standardised by their own statistics; leave out --source.mean and --source.std.")
+    own = None if isinstance(train, FeatureSet) else _own_defaults(backbone, config.pretrained)
+    # Weights know images that are normalised as theirs were, whatever the statistics of these.
+    known = own is not None and (config.pretrained != "none" or not data.mean)
+    if own is not None and known and len(own.mean) == train.channels:
+        choose("source.mean", list(own.mean))
+        choose("source.std", list(own.std))
     if not isinstance(train, ImageFiles):
         size = train.image_size
         if config.image_size is not None and size != (config.image_size, config.image_size):
@@ -234,7 +238,6 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
             )
         _check_statistics(config, train.channels)
         return size
-    own = _own_defaults(backbone, config.pretrained)
     small = side <= SMALL_SIDE and (own is None or config.backbone is None)
     nearest = side if side <= TINY_SIDE else min(SMALL_FRAMES, key=lambda frame: abs(frame - side))
     usual = min(nearest, 32) if own is None else nearest if small else own.image_size[0]
@@ -248,9 +251,6 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
         raise UserError(
             f"--loading.resize {config.loading.resize} is below --image_size {side_chosen}, which is cut out of it."
         )
-    if not data.mean and own is not None:
-        choose("source.mean", list(own.mean))
-        choose("source.std", list(own.std))
     _check_statistics(config, train.channels)
     return side_chosen, side_chosen
 
@@ -264,10 +264,9 @@ def _own_defaults(backbone: str, weights: str | None) -> EncoderDefaults | None:
         return _of_run(Path(str(weights)))
     if usual is None or Path(str(weights)).exists():
         return usual
-    name = str(weights) if str(weights).startswith(f"{backbone.split('.')[0]}.") else f"{backbone}.{weights}"
     try:
-        return encoder_defaults(name)
-    except UserError:  # weights by another kind of name; whether they exist is found out before training
+        return encoder_defaults(published_name(backbone, str(weights)))
+    except UserError:  # a repository, or a name that is refused before training
         return usual
 
 
@@ -327,11 +326,25 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
         weights, note = choose_weights(resolved(config.teacher.backbone), wanted, channels, size)
         chosen["teacher.pretrained"] = weights
         notes += [note] if note and note not in notes else []
+    notes += _unknown_statistics(config, str(chosen["pretrained"]))
     config, asked = replace_options(config, chosen), config
     check_tuned_start(config, asked)
     chosen["start.head"], note = _choose_head(config, data)
     notes += [note] if note else []
     return replace_options(config, chosen), notes
+
+
+def _unknown_statistics(config: TrainConfig, weights: str) -> list[str]:
+    """Return a note where nothing says how the images that weights of CLIP were trained on had been normalised."""
+    encoder = resolved(config.backbone)
+    told = weights == "none" or is_published(encoder, weights) or (Path(weights) / "model.json").exists()
+    if not is_open_clip(encoder) or told or config.source.mean is None or not has_several_statistics(encoder):
+        return []
+    mean = ", ".join(f"{value:.3g}" for value in config.source.mean)
+    return [
+        f"{weights} does not say how its images were normalised; those of {encoder} usually are by mean {mean}: if it "
+        "was trained otherwise, give --source.mean and --source.std."
+    ]
 
 
 def _choose_head(config: TrainConfig, data: DataSplits) -> tuple[str | None, str | None]:
@@ -343,17 +356,26 @@ def _choose_head(config: TrainConfig, data: DataSplits) -> tuple[str | None, str
         UserError: texts were asked for and cannot be used, or their prompts do not fit the classes.
     """
     encoder, weights, wanted = resolved(config.backbone), resolved(config.pretrained), config.start.head
+    asked = f"--start.prompts {config.start.prompts} has no effect: the head starts at random."
+    unread = asked if config.start.prompts != StartOptions().prompts else None
     if wanted == "random" or (wanted is None and not is_open_clip(encoder)):
-        return wanted, None
+        return wanted, unread
     if wanted is None and weights == "none":
-        return "random", None
+        return "random", unread
     try:
         check_text_tower(encoder, weights)
     except UserError as error:
         if wanted == "text":
             raise
         return "random", f"the head starts at random ({str(error).split('; ')[0]})."
-    class_prompts(config.start.prompts, data.train.class_names)
+    prompts, names = config.start.prompts, data.train.class_names
+    class_prompts(prompts, names)
+    identifier = first_identifier(names)
+    if identifier is not None and prompts in TEMPLATES:
+        why = f"the name of class {identifier!r} is an identifier, which says nothing to a text tower"
+        if wanted == "text":
+            raise UserError(f"{why}; give every class its sentences: --start.prompts FILE, or --start.head random.")
+        return "random", f"the head starts at random: {why}; give sentences with --start.prompts FILE."
     return "text", None
 
 

@@ -26,11 +26,12 @@ def parameter_groups(method: Method, tune: TuneOptions) -> list[dict[str, Any]]:
         tune: how the encoder is tuned.
     """
     groups, undecayed = method.param_groups(), tune.kind in ("bias", "norm")
-    if tune.lr_decay == 1 and tune.encoder_lr == 1 and not undecayed:
+    rate = 1.0 if tune.encoder_lr is None else tune.encoder_lr
+    if tune.lr_decay == 1 and rate == 1 and not undecayed:
         return groups
     depths = layer_depths(method.encoder) if tune.lr_decay != 1 else {}
     scales = {
-        id(parameter): tune.encoder_lr * tune.lr_decay ** depths.get(name, 0)
+        id(parameter): rate * tune.lr_decay ** depths.get(name, 0)
         for name, parameter in method.encoder.named_parameters()
     }
     split: list[dict[str, Any]] = []
