@@ -97,14 +97,3 @@ def test_identifiers_are_told_from_words_and_imagenets_are_known():
     assert first_identifier(["0", "1", "cat"]) == "0"
     assert first_identifier(["cat", "sea_otter", "7"]) is None
     assert first_identifier(["猫", "犬"]) is None
-
-
-def test_identifiers_are_told_from_words_and_imagenets_are_known():
-    from longtail.models.prompts import first_identifier
-
-    assert class_prompts("simple", ["n01440764", "n02127052"]) == [["a photo of a tench."], ["a photo of a lynx."]]
-    assert first_identifier(["n01440764", "n02127052"]) is None
-    assert first_identifier(["Plantae/5432", "Animalia/12"]) == "Plantae/5432"
-    assert first_identifier(["0", "1", "cat"]) == "0"
-    assert first_identifier(["cat", "sea_otter", "7"]) is None
-    assert first_identifier(["猫", "犬"]) is None
