@@ -242,17 +242,18 @@ def _train_folds(
     return result
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path, features: bool = False) -> Classifier:
     """Return the classifier of a run folder or of ``hf-hub:owner/name[@revision]``, in eval mode on the CPU.
 
-    Nothing is unpickled.
+    Nothing is unpickled. The classifier of a run on features takes images, if the run keeps the encoder that made them;
+    with ``features`` it takes features, floating point ``[B, D]``, as ``longtail embed`` stores them.
 
     Where the run fitted a temperature, ``predict`` divides by it.
 
     Raises:
         UserError: the folder holds no finished run, a file in it is cut off or changed, or the hub does not give it.
     """
-    return load_classifier(find_run(path))
+    return load_classifier(find_run(path), features)
 
 
 def default_folder(config: TrainConfig) -> str:

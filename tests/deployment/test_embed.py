@@ -221,3 +221,27 @@ def test_features_without_their_encoder_are_predicted_from_features_alone(tmp_pa
     assert load_data(str(tmp_path / "own.npz")).train.channels == 4
     with pytest.raises(UserError, match="not finite, first in row 1"):
         longtail.load(run).predict(torch.tensor([[0.0] * 4, [float("nan")] * 4]))
+
+
+def test_a_run_on_features_is_a_run_on_images_for_other_commands(embed, tmp_path, pictures):
+    features, run = embed(), tmp_path / "run"
+    trained = longtail.train(features, out=str(run), epochs=3, quiet=True, device="cpu").evaluation
+    by_image = longtail.evaluate(run, pictures / "test", quiet=True).evaluation
+    assert by_image["top1"] == trained["top1"]
+    again = load_features(embed(out=tmp_path / "again.safetensors", pretrained=str(run)), DataOptions())
+    assert torch.equal(again.test.features, load_features(features, DataOptions()).test.features)
+    with pytest.raises(UserError, match="by which no image can be known again"):
+        longtail.inspect(pictures, run=run, quiet=True)
+    (run / "encoder.safetensors").unlink()
+    (run / "encoder.json").unlink()
+    with pytest.raises(UserError, match="their encoder is not kept; name another run"):
+        embed(out=tmp_path / "no.safetensors", pretrained=str(run))
+
+
+def test_a_report_looks_up_what_a_pretrained_teacher_of_another_kind_says(pictures, weights, tmp_path):
+    options = {"backbone": "cifar_resnet20", "teacher": {"kind": "pretrained", "backbone": "small_net"}}
+    options["teacher"]["pretrained"] = weights
+    options |= {"epochs": 1, "quiet": True, "device": "cpu", "pretrained": "none"}
+    longtail.train(pictures, out=str(tmp_path / "run"), **options)
+    gallery = json.loads((tmp_path / "run" / "gallery.json").read_text())
+    assert gallery["no_neighbours"] is None

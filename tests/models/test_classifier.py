@@ -303,3 +303,11 @@ def test_a_timm_encoder_is_saved_with_its_image_size_and_loaded_without_its_pret
     assert torch.equal(loaded.predict(images), model.predict(images))
     with pytest.raises(UserError, match="resize them first"):
         loaded.predict(raw_images(channels=3, size=(32, 32)))
+
+
+def test_no_image_at_all_gives_no_logits():
+    """Transformers cannot reshape nothing: where every file of a batch is unreadable, none is left to be told of."""
+    framing = Framing((32, 32), 32)
+    spec = {"encoder": "test_vit", "in_channels": 3, "head": "linear"}
+    model = build_classifier(spec, ["a", "b"], torch.ones(2), torch.ones(2), [0.5] * 3, [0.5] * 3, framing)
+    assert model.logits(torch.empty(0, 3, 32, 32, dtype=torch.uint8)).shape == (0, 2)

@@ -40,6 +40,11 @@ class FeatureOrigin:
     weights: str
     file: Path | None = None
 
+    def words(self, features: FeatureSet) -> str:
+        """Return a sentence on what ``features`` are."""
+        views = f", {features.views} views of each training image" if features.views > 1 else ""
+        return f"features of {features.channels} values by {self.encoder} ({self.weights}){views}."
+
 
 @dataclass(frozen=True)
 class FeatureSet(LabelledImages):

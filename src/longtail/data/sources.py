@@ -202,8 +202,8 @@ def _listing(
         writing = None if checks is None else checks.writing
         return read_embedded(data, Path(root or DEFAULT_ROOT).expanduser(), source, training, writing)
     accepted = (
-        "give a folder of images, a manifest (.csv, .parquet), a split list (.txt), arrays (.npz), hf:owner/name or "
-        "one of the names "
+        "give a folder of images, a manifest (.csv, .parquet), a split list (.txt), arrays (.npz), features "
+        "(.safetensors, as longtail embed writes them), hf:owner/name or one of the names "
         f"{', '.join(source_names())}."
     )
     path = Path(data).expanduser()

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from longtail.config import TrainConfig
 from longtail.data import FeatureSet
+from longtail.data.sources import is_features
 from longtail.deployment.priors import find_prior
 from longtail.deployment.result import Result
-from longtail.deployment.run_records import check_has_model, find_run
+from longtail.deployment.run_records import check_has_model, find_run, load_classifier
 from longtail.deployment.under_prior import evaluate_under_prior, print_figures, print_under_prior
 from longtail.errors import UserError
 from longtail.files import as_json, check_output, write_output
-from longtail.models import Classifier
+from longtail.models import Classifier, with_crops
 from longtail.options import make_config, parse_values
 from longtail.reporting import fold_summary, summary, warnings, write_report
 from longtail.training.calibration import read_temperature, with_validation
@@ -37,6 +38,7 @@ def evaluate(
     on_bad_image: str = "error",
     unknown_labels: str = "error",
     prior: str | None = None,
+    crops: int = 1,
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -54,6 +56,8 @@ def evaluate(
         unknown_labels: ``"error"`` or ``"skip"``, for images of ``data`` of classes that the model does not know.
         prior: figures where classes come at other rates: uniform, train, or a table with the columns class,prior. The
             predictions are shifted for it (see ``Classifier.predict``); the run's own files stay as they are.
+        crops: look at 5 crops of every image, or 10 with their mirror images, and average; default: its centre alone.
+            The run's own files stay as they are.
         out: also write the figures to this .json file.
         overwrite: replace the file at out.
         device: where to compute.
@@ -71,10 +75,10 @@ def evaluate(
     alone = data is not None and not (path / "config.yaml").exists() and (path / "model.json").exists()
     config = TrainConfig() if alone else make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
     if config.folds is not None and config.source.fold is None:
-        if data is not None or prior is not None:
+        if data is not None or prior is not None or crops > 1:
             raise UserError(
-                f"{path} holds the folds of a run; evaluate one of them on other data or at another prior, such as "
-                f"{path}/fold-0."
+                f"{path} holds the folds of a run; evaluate one of them on other data, at another prior or by crops, "
+                f"such as {path}/fold-0."
             )
         for folder in fold_folders(path, config):
             evaluate(folder, device=device, quiet=True)
@@ -88,14 +92,16 @@ def evaluate(
             write_output(target, as_json(pooled.figures))
         return Result(path, pooled.figures)
     check_has_model(path)
-    classifier = Classifier.load(path)
+    # A run on features is one on images too, where it keeps the encoder.
+    classifier = Classifier.load(path) if data is None else load_classifier(path, is_features(str(data)))
+    classifier = with_crops(classifier, crops)
     expected = None if prior is None else find_prior(prior, classifier)
     state = CheckpointFolder(path / "resume").load_meta()
     if state is not None:
         check_config(path, state)
     where, workers = pick_device(device), config.loading.workers
     if data is None:
-        splits = read_run_data(path, config, state, say)
+        splits = read_run_data(path, config, state, say, classifier.framing if crops > 1 else None)
         test = splits.test
     else:
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
@@ -107,7 +113,7 @@ def evaluate(
         print_under_prior(say, as_it_is, evaluated.figures)
     else:
         evaluated = with_shortlists(path, evaluated, classifier.logit_prior)
-        if data is None:
+        if data is None and crops == 1:
             evaluated = with_zero_shot(path, evaluated)
             if not isinstance(test, FeatureSet):
                 write_gallery(path, classifier, evaluated, splits.train, test)

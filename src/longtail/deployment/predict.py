@@ -28,7 +28,7 @@ from longtail.deployment.run_records import find_run, load_classifier
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
 from longtail.metrics import CONFORMAL_KINDS, estimate_prior
-from longtail.models import Classifier
+from longtail.models import Classifier, with_crops
 from longtail.training.defaults import pick_device
 from longtail.training.progress import ProgressReporter
 from longtail.training.shortlists import HeldOut, Shortlist, calibrate_shortlist, read_held_out
@@ -64,6 +64,7 @@ def predict(
     prior: str = "none",
     prior_out: str | Path | None = None,
     reject_below: float | None = None,
+    crops: int = 1,
     coverage: float | None = None,
     conformal: str | None = None,
     batch_size: int = 64,
@@ -86,6 +87,7 @@ def predict(
             images themselves, which are then all read before the first row is written).
         prior_out: file for the estimated prior, CSV that --prior reads.
         reject_below: say 'not sure', in a column decision, of an image whose class is less probable than this (0..1).
+        crops: look at 5 crops of every image, or 10 with their mirror images, and average; default: its centre alone.
         coverage: give a shortlist of classes, in a column set, that holds the right one in this share of cases (such as
             0.9); needs a run trained with --val_fraction.
         conformal: what the coverage is of: marginal (of all images, shortest lists; the default), class (of each class;
@@ -114,7 +116,10 @@ def predict(
     listed = _listed(images)
     features = find_features(listed)
     classifier = load_classifier(path, features is not None)
-    _check_kind(path, classifier, features)
+    _check_kind(path, classifier, features, listed)
+    classifier = with_crops(classifier, crops)
+    if crops > 1 and any(str(word).lower().endswith(".npz") for word in listed):
+        raise UserError("--crops are cut out of image files, but arrays are of just the model's size; leave it out.")
     if top_k > classifier.num_classes:
         raise UserError(f"--top_k {top_k} is more than the model's {classifier.num_classes} classes.")
     new = None if prior in ("none", "estimate") else find_prior(prior, classifier)
@@ -186,8 +191,14 @@ def _check_prior(prior: str, kept: Path | None, coverage: float | None, conforma
         )
 
 
-def _check_kind(run: Path, classifier: Classifier, features: Sequence[Source] | None) -> None:
+def _check_kind(
+    run: Path, classifier: Classifier, features: Sequence[Source] | None, words: Sequence[str | Path]
+) -> None:
     """Raise :class:`UserError` unless the model takes what it is to be given, images or features."""
+    files = [Path(word).expanduser() for word in words if str(word).lower().endswith((".npz", ".safetensors"))]
+    if classifier.takes_features and features is None and files:
+        what = "there is no such file" if not files[0].exists() else "it holds no array 'features'"
+        raise UserError(f"the model in {run} takes features, but {files[0]}: {what}.")
     if classifier.takes_features and features is None:
         raise UserError(
             f"the model in {run} takes features, and the encoder that makes them of images is not kept there; embed "

@@ -2,6 +2,7 @@
 
 from longtail.models.cifar_resnet import CifarResNet
 from longtail.models.classifier import Classifier, Prior, build_classifier
+from longtail.models.crops import CropEnsemble, with_crops
 from longtail.models.encoders import build_encoder, encoder_defaults, encoder_names, feature_dim
 from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import CosineHead, LinearHead, ProjectionHead, UnitVectors, build_head, unit_vectors
@@ -21,6 +22,7 @@ __all__ = [
     "CifarResNet",
     "Classifier",
     "CosineHead",
+    "CropEnsemble",
     "EncoderDefaults",
     "LinearHead",
     "OnTop",
@@ -52,4 +54,5 @@ __all__ = [
     "published_name",
     "tuning_spec",
     "unit_vectors",
+    "with_crops",
 ]

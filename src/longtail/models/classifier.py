@@ -147,10 +147,12 @@ class Classifier(nn.Module):
         if batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, not {batch_size}.")
         self._check_shape(images)
+        if not len(images):  # transformers cannot reshape nothing
+            return torch.empty(0, self.num_classes, device=images.device)
         with _evaluating(self), torch.inference_mode():
             batches = [
                 self(self.preprocess(images[start : start + batch_size].to(self.mean.device)).to(self.mean.dtype))
-                for start in range(0, max(len(images), 1), batch_size)
+                for start in range(0, len(images), batch_size)
             ]
             logits = torch.cat(batches).to(images.device)
         # A copy made outside inference mode is an ordinary tensor, which callers may change or train on.

@@ -37,6 +37,7 @@ from longtail.models.weight_files import read_tensors
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 _RUN_FILE = "model.safetensors"
+_KEPT_ENCODER = "encoder.safetensors"
 _PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.", "backbone.")
 """What programs put before an encoder's tensor names: wrappers, and the attribute that holds the encoder."""
 _CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.")
@@ -343,7 +344,9 @@ def local_file(encoder: str, weights: str) -> Path:
         UserError: it is not there, or the hub does not give it.
     """
     if _is_path(weights):
-        path = Path(weights) / _RUN_FILE if Path(weights).is_dir() else Path(weights)
+        path = Path(weights)
+        if path.is_dir():  # a run on features holds the encoder that made them apart
+            path /= _KEPT_ENCODER if (path / _KEPT_ENCODER).is_file() else _RUN_FILE
         if not path.is_file():
             raise UserError(f"--pretrained {weights}: there is no file {path}; {_WAYS_OUT}.")
         return path

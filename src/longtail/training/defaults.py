@@ -39,6 +39,7 @@ from longtail.models import (
 )
 from longtail.models.prompts import TEMPLATES, first_identifier
 from longtail.option_groups import StartOptions
+from longtail.training.kept_encoder import with_encoder
 from longtail.training.precision import faster_precision, time_encoder
 from longtail.training.tuned_defaults import check_tuned_encoders, check_tuned_start
 
@@ -147,6 +148,21 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     # The paper distils on CIFAR only, where small networks over-fit; a pretrained tower knows no classes.
     choose("loss.distillation_weight", 0.0 if photos or chosen["teacher.kind"] == "pretrained" else 1.0)
     contrast = choose("loss.contrast_weight", 1.0)
+    if backbone == "features" and contrast and is_read(config.method, "loss.contrast_weight"):
+        notes.append(
+            "with --backbone features the contrast shapes its own projections and nothing that is deployed; leave it "
+            "out to train a residual adapter."
+        )
+    if features and config.tune.kind != "full":
+        raise UserError(
+            f"--tune.kind {config.tune.kind} is for an encoder of images, but the data are features; leave it out, or "
+            "give --backbone features for a classifier alone."
+        )
+    if not files and not features and config.pretrained != "none" and own_size(backbone, image_size):
+        notes.append(
+            f"{backbone} was made for images of {own_size(backbone, image_size)} pixels, and these arrays have "
+            f"{image_size[0]}: it may see little in them; give them as files to have them enlarged."
+        )
     if config.tune.kind == "frozen" and contrast and is_read(config.method, "loss.contrast_weight"):
         notes.append(
             "with --tune.kind frozen the contrast shapes its own projections and nothing that is deployed; take "
@@ -206,6 +222,12 @@ def check_takes(train: LabelledImages, encoder: str, option: str) -> None:
     )
 
 
+def own_size(backbone: str, image_size: tuple[int, int]) -> int | None:
+    """Return the side in pixels of the images that an encoder was made for, if it is far larger than that of these."""
+    usual = encoder_defaults(backbone)
+    return usual.image_size[0] if usual is not None and usual.image_size[0] >= 2 * max(image_size) else None
+
+
 def _fitting_encoder(side: int, files: bool) -> str:
     """Name the encoder that fits images of this side."""
     if side <= TINY_SIDE:
@@ -231,6 +253,8 @@ def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backb
         choose("source.std", list(own.std))
     if not isinstance(train, ImageFiles):
         size = train.image_size
+        if config.image_size is not None and isinstance(train, FeatureSet):
+            raise UserError("--image_size is for images, but the data are features; leave it out.")
         if config.image_size is not None and size != (config.image_size, config.image_size):
             raise UserError(
                 f"--image_size {config.image_size} cannot be had: arrays are used at their own size, {size[0]} x "
@@ -272,7 +296,11 @@ def _own_defaults(backbone: str, weights: str | None) -> EncoderDefaults | None:
 
 def _of_run(path: Path) -> EncoderDefaults:
     """Return how a run took its images, whose weights were made for them."""
-    run = Classifier.load(path)
+    run = with_encoder(Classifier.load(path), path)  # of a run on features, the encoder that made them
+    if run.takes_features:
+        raise UserError(
+            f"--pretrained {path} was trained on features, and their encoder is not kept; name another run."
+        )
     framing, mean, std = run.framing, tuple(run.mean.tolist()), tuple(run.std.tolist())
     return EncoderDefaults(framing.size, framing.resize, framing.interpolation, mean, std)
 

@@ -47,7 +47,8 @@ def image_keys(images: LabelledImages) -> list[str]:
     """Return for each image the place of its file, or for arrays a hash of its pixels and its label."""
     if isinstance(images, ImageFiles):
         return [str(Path(images.path(index)).absolute()) for index in range(len(images))]
-    assert isinstance(images, ImageSet)
+    if not isinstance(images, ImageSet):
+        raise UserError("that run was trained on features, by which no image can be known again; name a run on images.")
     return [
         f"{array_digest(pixels)} {label}" for pixels, label in zip(images.images, images.labels.tolist(), strict=True)
     ]

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from longtail.models import Classifier, ProjectionHead, feature_dim, unit_vectors
+from longtail.models import Classifier, ProjectionHead, build_encoder, feature_dim, unit_vectors
 from longtail.training.checkpoint import CheckpointFolder, load_module, part
+from longtail.training.run_folder import read_config
 
 _QUEUE = "method.queue"
 
@@ -45,8 +46,8 @@ def read_keys(folder: Path, classifier: Classifier) -> Keys | str:
     known = queue["filled"] & (queue["ids"] >= 0)
     if (folder / "teacher" / "model.json").exists():
         encoder = Classifier.load(folder / "teacher").encoder
-    else:  # a momentum teacher: it has the student's form, and its weights lie in the state only
-        encoder = copy.deepcopy(classifier.encoder)
+    else:  # a teacher of which there is no model: its weights lie in the state only
+        encoder = _sketch_of_teacher(folder, classifier)
         where = f"the state in {folder / 'resume'}"
         load_module(encoder, part(restored[0], "method.teacher.encoder"), where)
         head = part(restored[0], "method.teacher.head")
@@ -55,6 +56,15 @@ def read_keys(folder: Path, classifier: Classifier) -> Keys | str:
             load_module(projection, head, where)
             encoder = nn.Sequential(encoder, projection)
     return Keys(unit_vectors(queue["features"][known]), queue["ids"][known], encoder.eval())
+
+
+def _sketch_of_teacher(folder: Path, classifier: Classifier) -> nn.Module:
+    """Return an encoder of the form of the run's momentum or pretrained teacher."""
+    own = read_config(folder).get("teacher") or {}
+    if own.get("kind") != "pretrained":
+        return copy.deepcopy(classifier.encoder)  # a momentum teacher is an average of the student
+    with torch.random.fork_rng(devices=[]):
+        return build_encoder(str(own["backbone"]), len(classifier.mean), classifier.image_size)
 
 
 @torch.no_grad()

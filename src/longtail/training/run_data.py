@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from longtail.config import TrainConfig, get_option, replace_options
-from longtail.data import DataSplits, ImageFiles, LabelledImages, load_data
+from longtail.data import DataSplits, FeatureSet, Framing, ImageFiles, LabelledImages, load_data
 from longtail.data.check_cache import default_cache
 from longtail.data.file_splits import FileChecks
 from longtail.data.framing import frame_splits
@@ -27,7 +27,7 @@ from longtail.training.run_folder import trained_on_other
 
 def read_splits(config: TrainConfig, say: ProgressReporter) -> DataSplits:
     """Return the training, validation and test set that the options name, every file looked at."""
-    return load_data(
+    splits = load_data(
         config.data,
         imbalance=config.imbalance,
         root=config.root,
@@ -36,6 +36,10 @@ def read_splits(config: TrainConfig, say: ProgressReporter) -> DataSplits:
         source=config.source,
         checks=_checks(config.on_bad_image, say),
     )
+    train = splits.train
+    if not isinstance(train, FeatureSet) or train.origin is None:
+        return splits
+    return replace(splits, notes=(train.origin.words(train), *splits.notes))
 
 
 def notes_on_other_runs(config: TrainConfig, splits: DataSplits) -> list[str]:
@@ -84,10 +88,13 @@ def frame_for_run(config: TrainConfig, splits: DataSplits, say: ProgressReporter
     )
 
 
-def read_run_data(path: Path, config: TrainConfig, state: dict[str, Any] | None, say: ProgressReporter) -> DataSplits:
+def read_run_data(
+    path: Path, config: TrainConfig, state: dict[str, Any] | None, say: ProgressReporter, framing: Framing | None = None
+) -> DataSplits:
     """Return the data that a run was started with, to evaluate on; training files stay undecoded.
 
-    The training set is empty if it is not what the run was trained on any more.
+    The training set is empty if it is not what the run was trained on any more. With ``framing`` the test files are
+    brought to that and not to the run's own.
 
     Raises:
         UserError: the test set is not what it was: what was trained on might now be tested on.
@@ -106,7 +113,12 @@ def read_run_data(path: Path, config: TrainConfig, state: dict[str, Any] | None,
         )
     if known and isinstance(train, ImageFiles):
         train = replace(train, framed=chosen_framing(config))
-    return replace(framed, train=train if known else empty)
+    test = framed.test
+    if framing is not None:
+        if not isinstance(splits.test, ImageFiles):
+            raise UserError("--crops are cut out of image files, but these images are arrays of just the model's size.")
+        test = replace(splits.test, framed=framing)
+    return replace(framed, train=train if known else empty, test=test)
 
 
 def read_other_data(
