@@ -245,3 +245,13 @@ def test_a_report_looks_up_what_a_pretrained_teacher_of_another_kind_says(pictur
     longtail.train(pictures, out=str(tmp_path / "run"), **options)
     gallery = json.loads((tmp_path / "run" / "gallery.json").read_text())
     assert gallery["no_neighbours"] is None
+
+
+def test_the_card_of_a_model_of_features_speaks_of_features(tmp_path):
+    labels = np.repeat([0, 1], [20, 6])
+    np.savez(tmp_path / "own.npz", features=np.eye(26, 4, dtype="float32"), labels=labels)
+    longtail.train(tmp_path / "own.npz", epochs=1, out=str(tmp_path / "run"), quiet=True, device="cpu")
+    card = (longtail.export(tmp_path / "run", format="card", quiet=True) / "README.md").read_text()
+    assert "pipeline_tag: tabular-classification" in card
+    assert "a vector of 4 features" in card
+    assert "image" not in card.split("## ")[0].replace("longtail", "")

@@ -58,7 +58,7 @@ def model_card(run: Path, classifier: Classifier, usage: str = "", applied: str 
         ("Classes", _classes(classifier, records)),
     ]
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections if text)
-    return f"---\n{_head(records, title)}---\n\n# {escape(title)}\n\n{body}\n"
+    return f"---\n{_head(records, title, classifier.takes_features)}---\n\n# {escape(title)}\n\n{body}\n"
 
 
 def _data_name(records: RunRecords) -> str:
@@ -77,9 +77,12 @@ def _method(records: RunRecords) -> str:
     return METHODS.get(str(method), str(method)) if method else "image classifier"
 
 
-def _head(records: RunRecords, title: str) -> str:
+def _head(records: RunRecords, title: str, features: bool) -> str:
     """Return the YAML that model hubs read."""
     head: dict[str, Any] = dict(CARD_HEAD)
+    task = "tabular-classification" if features else "image-classification"
+    if features:
+        head |= {"pipeline_tag": task, "tags": [task, "long-tailed-recognition"]}
     hub_set = _hub_set(records)
     if hub_set:
         head["datasets"] = [hub_set]
@@ -89,8 +92,8 @@ def _head(records: RunRecords, title: str) -> str:
         metrics = [{"type": kind, "name": name, "value": round(evaluation[k], 4)} for k, (kind, name) in kinds.items()]
         name = hub_set or _data_name(records)
         result = {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": name, "type": name if records.data_named else "imagefolder"},
+            "task": {"type": task},
+            "dataset": {"name": name, "type": name if records.data_named else "tabular" if features else "imagefolder"},
             "metrics": metrics,
         }
         head |= {
@@ -102,6 +105,13 @@ def _head(records: RunRecords, title: str) -> str:
 
 def _intended_use(classifier: Classifier) -> str:
     counts = classifier.class_counts
+    if classifier.takes_features:
+        return (
+            f"Sorts a vector of {len(classifier.mean)} features, as one encoder gives them, into one of "
+            f"{classifier.num_classes} classes, which were learned from {int(counts.max())} down to {int(counts.min())} "
+            "rows each. Every row gets one of these classes. The figures below hold for rows like the test rows; the run "
+            "says nothing about others, nor about licence and purpose: who publishes the model adds that."
+        )
     return (
         f"Sorts an image into one of {classifier.num_classes} classes, which were learned from {int(counts.max())} "
         f"down to {int(counts.min())} training images each. Every image gets one of these classes, also an image of "
