@@ -109,8 +109,9 @@ def _intended_use(classifier: Classifier) -> str:
         return (
             f"Sorts a vector of {len(classifier.mean)} features, as one encoder gives them, into one of "
             f"{classifier.num_classes} classes, which were learned from {int(counts.max())} down to "
-            f"{int(counts.min())} rows each. Every row gets one of these classes. The figures below hold for rows like the "
-            "test rows; the run says nothing about others, nor about licence and purpose: who publishes the model adds that."
+            f"{int(counts.min())} rows each. Every row gets one of these classes. The figures below hold for rows like "
+            "the test rows; the run says nothing about others, nor about licence and purpose: who publishes the model "
+            "adds that."
         )
     return (
         f"Sorts an image into one of {classifier.num_classes} classes, which were learned from {int(counts.max())} "
