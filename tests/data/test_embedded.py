@@ -326,6 +326,80 @@ def test_subsets_side_by_side_and_no_training_images_are_refused(tmp_path):
         load_data(str(tmp_path / "pets" / "small"))
 
 
+# --- Files that do not agree
+
+
+def named_rows(path, names, labels=None, split="train", **more):
+    """The images of a split in one file whose ClassLabel has `names`, or whose labels are bare numbers (None)."""
+    images, given = rows_of(split)
+    number = {name: number for number, name in enumerate(names or NAMES)}
+    made = {"image": images, "label": labels or [number[NAMES[label]] for label in given], **more}
+    if names is None:
+        pyarrow.parquet.write_table(pyarrow.table(made), path)
+        return
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    kinds |= {name: datasets.Value("string") for name in more}
+    made["image"] = [{"bytes": data, "path": None} for data in images]
+    datasets.Dataset.from_dict(made, features=datasets.Features(kinds)).to_parquet(path)
+
+
+def test_each_file_numbers_its_classes_in_its_own_way(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    named_rows(folder / "train-0.parquet", NAMES)
+    named_rows(folder / "train-1.parquet", ["bee", "wolf", "ant"], split="validation")
+    named_rows(folder / "test-0.parquet", ["ant", "cow", "bee", "wolf"], split="test")
+    splits = load_data(str(folder))
+    assert pixels_in_order(splits, "train") == sorted(expected("train") + expected("validation"))
+    assert pixels_in_order(splits, "test") == expected("test")
+    assert set(splits.train.class_names) == set(NAMES)
+    test = DataOptions(test=str(folder / "test-0.parquet"))
+    splits = load_data(str(folder / "train-0.parquet"), source=test)
+    assert pixels_in_order(splits, "test") == expected("test")
+
+
+def test_numbers_without_names_beside_names_are_refused(tmp_path):
+    for number, names in enumerate((None, NAMES, None)):
+        folder = tmp_path / f"pets{number}"
+        folder.mkdir()
+        named_rows(folder / "train-0.parquet", names)
+        named_rows(folder / "train-1.parquet", None if names else NAMES, split="validation")
+        bare, named = (1, 0) if names else (0, 1)
+        words = rf"train-{bare}\.parquet does not name the classes .* 'label', but .*train-{named}\.parquet does; write"
+        with pytest.raises(UserError, match=words):
+            load_data(str(folder))
+        source = DataOptions(test=str(folder / "train-1.parquet"))
+        with pytest.raises(UserError, match=words):
+            load_data(str(folder / "train-0.parquet"), source=source)
+
+
+def test_names_in_place_of_numbers_may_lie_beside_numbers_with_names(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    texts = [NAMES[label] for label in rows_of("validation")[1]]
+    named_rows(folder / "train-0.parquet", None, texts, "validation")
+    named_rows(folder / "train-1.parquet", NAMES)
+    named_rows(folder / "test-0.parquet", NAMES, split="test")
+    splits = load_data(str(folder))
+    assert splits.train.class_names == tuple(NAMES)
+    assert pixels_in_order(splits, "train") == sorted(expected("train") + expected("validation"))
+    named_rows(folder / "train-0.parquet", None, ["cow", *texts[1:]], "validation")
+    with pytest.raises(UserError, match=r"row 1: label cow in column 'label' is none of the 3 classes that other"):
+        load_data(str(folder))
+
+
+def test_groups_in_some_files_only_are_refused(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    groups = [f"g{index}" for index in range(len(rows_of("train")[1]))]
+    for number in range(2):
+        named_rows(folder / f"train-{number}.parquet", NAMES, group=groups)
+        named_rows(folder / f"train-{1 - number}.parquet", NAMES, split="validation")
+        words = rf"train-{1 - number}\.parquet has no column 'group' of groups, but .*train-{number}\.parquet has; add"
+        with pytest.raises(UserError, match=words):
+            load_data(str(folder))
+
+
 # --- The hub
 
 
