@@ -170,7 +170,7 @@ def _read(data: str, source: DataOptions) -> _Table:
 
 
 def _is_bare(part: Part, columns: EmbeddedColumns, texts: list[str]) -> bool:
-    """Return whether a part's labels are numbers of classes that it does not name; such as are all kept back are not."""
+    """Return whether a part's labels, unless all are kept back, are numbers of classes that it does not name."""
     if class_names(part.schema, columns.label) is not None or is_text(part.schema.field(columns.label).type):
         return False
     return any(text != _HIDDEN for text in texts)
