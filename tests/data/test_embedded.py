@@ -642,6 +642,24 @@ def test_a_whole_run(hub, tmp_path, data, one_thread):
     assert torch.tensor(evaluation["class_counts"]).tolist() == [6, 4, 2]
 
 
+def test_evaluating_may_name_the_columns(hub, desk):
+    tiny = "--backbone small_net --image_size 16 --batch_size 4 --device cpu --quiet --epochs 1"
+    desk.run("train", "hf:zoo/pets", "--method", "cross_entropy", *tiny.split(), "--out", "run")
+    images, labels = rows_of("test")
+    texts, wrong = [NAMES[label] for label in labels], [NAMES[0]] * len(labels)
+    table = {"left": images, "right": images[:1] * len(labels), "species": texts, "class": wrong}
+    pyarrow.parquet.write_table(pyarrow.table(table), desk.folder / "others.parquet")
+    desk.refuse(
+        "evaluate", "run", "others.parquet", naming=["left, right", "say which one holds them by --path_column"]
+    )
+    desk.refuse("evaluate", "run", "others.parquet", "--path_column", "left", naming=["species", " by --label_column"])
+    desk.refuse("evaluate", "run", "--path_column", "left", naming=["--path_column", "longtail evaluate RUN DATA"])
+    columns = ("--path_column", "left", "--label_column", "species")
+    desk.run("evaluate", "run", "others.parquet", *columns, "--quiet", "--out", "these.json")
+    desk.run("evaluate", "run", "hf:zoo/pets", "--quiet", "--out", "those.json")
+    assert (desk.folder / "these.json").read_bytes() == (desk.folder / "those.json").read_bytes()
+
+
 def test_the_commands_take_it(hub, desk):
     tiny = "--backbone small_net --image_size 16 --batch_size 4 --device cpu --quiet --epochs 1"
     desk.run("train", "hf:zoo/pets", "--method", "cross_entropy", *tiny.split(), "--out", "run")
