@@ -68,8 +68,8 @@ def evaluate(
     """
     path, say = find_run(run), ProgressReporter(quiet)
     target = None if out is None else check_output(Path(out), overwrite, (".json",))
-    columns = {"path_column": path_column, "label_column": label_column}
-    columns = {option: name for option, name in columns.items() if name is not None}
+    named = {"path_column": path_column, "label_column": label_column}
+    columns = {option: name for option, name in named.items() if name is not None}
     if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error" or columns):
         raise UserError(
             "--root, --on_bad_image, --unknown_labels, --path_column and --label_column are for other data; name it: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -132,7 +131,7 @@ def tuning_of_spec(record: Any) -> TuneOptions:
     Raises:
         UserError: it is of another kind, or its size is no whole number from 1 to 65536.
     """
-    kind = record.get("kind") if isinstance(record, dict) else None
+    kind: Any = record.get("kind") if isinstance(record, dict) else None
     size = _DEPLOYED_WITH.get(kind) if isinstance(kind, str) else None
     if size is None or not record.keys() <= {"kind", size}:
         raise UserError(
@@ -147,7 +146,8 @@ def tuning_of_spec(record: Any) -> TuneOptions:
             f"its tuning has {size} {str(value)[:100]!a}, which must be a whole number from 1 to {_LARGEST}; save it "
             "again."
         )
-    return replace(TuneOptions(kind=kind), **{size: value})
+    sized: dict[str, Any] = {size: value}
+    return TuneOptions(kind=kind, **sized)
 
 
 def default_rank(kind: str, encoder: nn.Module, num_classes: int) -> int | None:
