@@ -98,7 +98,7 @@ def push_folder(folder: Path, name: str, private: bool, token: str | None, keep_
     """Put all files of ``folder`` into the model repository ``owner/name``, made if need be, and return its address.
 
     Args:
-        folder: what to upload; other files of the repository stay.
+        folder: what to upload; other files of the repository stay, but for those of a model that this one has not.
         name: of the repository, with or without ``hf-hub:``.
         private: whether a new repository is seen by its owners only.
         token: None: that of who is logged in.
@@ -115,8 +115,14 @@ def push_folder(folder: Path, name: str, private: bool, token: str | None, keep_
             api = HfApi(token=token)
             address = api.create_repo(repository, private=private, repo_type="model", exist_ok=True)
             kept = ["README.md"] if keep_card and api.file_exists(repository, "README.md") else None
+            # An earlier model's temperature or validation logits would be taken for this one's.
+            stale = [file for file in MODEL_FILES if not (folder / file).exists()]
             api.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message="Model of longtail", ignore_patterns=kept
+                repo_id=repository,
+                folder_path=folder,
+                commit_message="Model of longtail",
+                ignore_patterns=kept,
+                delete_patterns=stale or None,
             )
     except Exception as error:  # as above
         reason = hub_reason(error, "owner/name")

@@ -108,7 +108,7 @@ def test_the_bytes_are_not_touched_and_the_name_tells_the_row(tmp_path):
     for index in range(len(splits.train)):
         path = splits.train.path(index)
         assert path.startswith(".data/hf/pets-")
-        _, _, name = path.partition("/data/train-00000-of-00001/")
+        _, _, name = path.partition("/data/train-00000-of-00001.parquet/")
         row = int(name.removeprefix("row-").removesuffix(".jpg"))
         with open(path, "rb") as file:
             assert file.read() == images[row - 1]
@@ -143,6 +143,32 @@ def test_other_rows_under_the_same_name_are_another_cache(tmp_path):
     shutil.rmtree(folder)
     write_hub_folder(folder, kind="JPEG")
     assert load_data(str(folder)).train.fingerprint() != before
+
+
+def test_equal_size_and_time_are_not_taken_for_equal_rows(tmp_path):
+    images, labels = rows_of("train", "BMP")  # all of one size, and nothing is packed
+    file, how = tmp_path / "a.parquet", {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    found = []
+    for order in (images, images[::-1]):
+        pyarrow.parquet.write_table(pyarrow.table({"image": order, "label": labels}), file, **how)
+        os.utime(file, ns=(1, 1))
+        splits = load_data(str(file))
+        found.append((file.stat().st_size, pixels_in_order(splits, "train") + pixels_in_order(splits, "test")))
+    (size, before), (other_size, after) = found
+    assert size == other_size
+    assert sorted(after) != sorted(before)
+
+
+def test_files_that_differ_in_their_ending_keep_their_images_apart(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    for split, name in (("train", "train.parquet"), ("validation", "train.pq"), ("test", "test.parquet")):
+        hub_table(split).to_parquet(folder / name)
+    hub_table("train").select(range(4, 8)).to_parquet(folder / "train.parquet")  # as many rows as the other
+    splits = load_data(str(folder))
+    some = [(NAMES[label], data) for data, label in list(zip(*rows_of("train"), strict=True))[4:8]]
+    pixels = [(name, np.asarray(Image.open(io.BytesIO(data))).tobytes()) for name, data in some]
+    assert pixels_in_order(splits, "train") == sorted(pixels + expected("validation"))
 
 
 def test_a_killed_process_leaves_nothing_that_counts(tmp_path):
@@ -326,6 +352,134 @@ def test_subsets_side_by_side_and_no_training_images_are_refused(tmp_path):
         load_data(str(tmp_path / "pets" / "small"))
 
 
+# --- Files that rows name
+
+
+def paths_table(path, names):
+    """Rows that hold no image but the name of a file."""
+    labels = [number % 2 for number in range(len(names))]
+    made = [{"bytes": None, "path": str(name)} for name in names]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    pyarrow.parquet.write_table(pyarrow.table({"image": pyarrow.array(made, kind), "label": labels}), path)
+
+
+def test_rows_may_name_files_beside_the_table_and_below(tmp_path):
+    pets = tmp_path / "pets"
+    (pets / "images").mkdir(parents=True)
+    images = rows_of("train")[0][:8]
+    for index, data in enumerate(images):
+        (pets / "images" / f"{index}.dat").write_bytes(data)
+    relative = [f"images/{index}.dat" for index in range(8)]
+    for names in (relative, [pets / name for name in relative]):
+        paths_table(pets / "a.parquet", names)
+        splits = load_data(str(pets / "a.parquet"))
+        read = {pixels for part in ("train", "test") for _, pixels in pixels_in_order(splits, part)}
+        assert read == {np.asarray(Image.open(io.BytesIO(data))).tobytes() for data in images}
+
+
+def test_rows_may_not_name_other_files(tmp_path, monkeypatch):
+    pets = tmp_path / "pets"
+    (pets / "below").mkdir(parents=True)
+    good = encoded(0, 0)
+    for place in (pets / "good.dat", tmp_path / "secret.dat"):
+        place.write_bytes(good)
+    (pets / "link.dat").symlink_to(tmp_path / "secret.dat")
+    (pets / "round.dat").symlink_to("round.dat")
+    os.mkfifo(pets / "pipe.dat")
+    (pets / "large.dat").write_bytes(b"")
+    os.truncate(pets / "large.dat", (256 << 20) + 1)
+    for name, words in (
+        ("/etc/hostname", "is not below"),
+        ("/dev/zero", "is not below"),
+        (tmp_path / "secret.dat", "is not below"),
+        ("../secret.dat", "is not below"),
+        ("link.dat", "is not below"),
+        ("pipe.dat", "is no ordinary file"),
+        ("below", "is no ordinary file"),
+        ("large.dat", "has more than 256 MiB"),
+        ("gone.dat", "cannot be read .No such file"),
+        ("round.dat", "cannot be read"),
+        ("a\0b", "cannot be read"),
+    ):
+        paths_table(pets / "a.parquet", ["good.dat", name, "good.dat", "good.dat"])
+        with pytest.raises(UserError, match=rf"a\.parquet, row 2: it holds no image but the path .*, which {words}"):
+            load_data(str(pets / "a.parquet"))
+
+
+# --- Files that do not agree
+
+
+def named_rows(path, names, labels=None, split="train", **more):
+    """The images of a split in one file whose ClassLabel has `names`, or whose labels are bare numbers (None)."""
+    images, given = rows_of(split)
+    number = {name: number for number, name in enumerate(names or NAMES)}
+    made = {"image": images, "label": labels or [number[NAMES[label]] for label in given], **more}
+    if names is None:
+        pyarrow.parquet.write_table(pyarrow.table(made), path)
+        return
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    kinds |= {name: datasets.Value("string") for name in more}
+    made["image"] = [{"bytes": data, "path": None} for data in images]
+    datasets.Dataset.from_dict(made, features=datasets.Features(kinds)).to_parquet(path)
+
+
+def test_each_file_numbers_its_classes_in_its_own_way(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    named_rows(folder / "train-0.parquet", NAMES)
+    named_rows(folder / "train-1.parquet", ["bee", "wolf", "ant"], split="validation")
+    named_rows(folder / "test-0.parquet", ["ant", "cow", "bee", "wolf"], split="test")
+    splits = load_data(str(folder))
+    assert pixels_in_order(splits, "train") == sorted(expected("train") + expected("validation"))
+    assert pixels_in_order(splits, "test") == expected("test")
+    assert set(splits.train.class_names) == set(NAMES)
+    test = DataOptions(test=str(folder / "test-0.parquet"))
+    splits = load_data(str(folder / "train-0.parquet"), source=test)
+    assert pixels_in_order(splits, "test") == expected("test")
+
+
+def test_numbers_without_names_beside_names_are_refused(tmp_path):
+    for number, names in enumerate((None, NAMES, None)):
+        folder = tmp_path / f"pets{number}"
+        folder.mkdir()
+        named_rows(folder / "train-0.parquet", names)
+        named_rows(folder / "train-1.parquet", None if names else NAMES, split="validation")
+        bare, named = (1, 0) if names else (0, 1)
+        words = rf"train-{bare}\.parquet does not name the classes .* 'label', but .*train-{named}\.parquet does; write"
+        with pytest.raises(UserError, match=words):
+            load_data(str(folder))
+        source = DataOptions(test=str(folder / "train-1.parquet"))
+        with pytest.raises(UserError, match=words):
+            load_data(str(folder / "train-0.parquet"), source=source)
+
+
+def test_names_in_place_of_numbers_may_lie_beside_numbers_with_names(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    texts = [NAMES[label] for label in rows_of("validation")[1]]
+    named_rows(folder / "train-0.parquet", None, texts, "validation")
+    named_rows(folder / "train-1.parquet", NAMES)
+    named_rows(folder / "test-0.parquet", NAMES, split="test")
+    splits = load_data(str(folder))
+    assert splits.train.class_names == tuple(NAMES)
+    assert pixels_in_order(splits, "train") == sorted(expected("train") + expected("validation"))
+    named_rows(folder / "train-0.parquet", None, ["cow", *texts[1:]], "validation")
+    with pytest.raises(UserError, match=r"row 1: label cow in column 'label' is none of the 3 classes that other"):
+        load_data(str(folder))
+
+
+def test_groups_in_some_files_only_are_refused(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    groups = [f"g{index}" for index in range(len(rows_of("train")[1]))]
+    for number in range(2):
+        named_rows(folder / f"train-{number}.parquet", NAMES, group=groups)
+        named_rows(folder / f"train-{1 - number}.parquet", NAMES, split="validation")
+        words = rf"train-{1 - number}\.parquet has no column 'group' of groups, but .*train-{number}\.parquet has; add"
+        with pytest.raises(UserError, match=words):
+            load_data(str(folder))
+
+
 # --- The hub
 
 
@@ -361,18 +515,45 @@ def test_a_set_of_the_hub(hub, tmp_path, monkeypatch):
 
 def test_images_that_a_set_names_by_path(hub, tmp_path, monkeypatch):
     images, labels = rows_of("train")
+    there = tmp_path / "datasets" / "downloads"
+    there.mkdir(parents=True)
     for index, data in enumerate(images):
-        (tmp_path / f"{index}.png").write_bytes(data)
-    made = {"image": [str(tmp_path / f"{index}.png") for index in range(len(images))], "label": labels}
+        (there / f"{index}.png").write_bytes(data)
+    made = {"image": [str(there / f"{index}.png") for index in range(len(images))], "label": labels}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     rows = datasets.Dataset.from_dict(made, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({"train": rows}))
     splits = load_data("hf:zoo/pets")
     assert sorted(pixels_in_order(splits, "train") + pixels_in_order(splits, "test")) == expected("train")
-    (tmp_path / "3.png").unlink()
+    (there / "3.png").rename(tmp_path / "3.png")
     shutil.rmtree(".data")
     with pytest.raises(UserError, match=r"hf:zoo/pets, split train, row 4: it holds no image but the path .*3\.png"):
         load_data("hf:zoo/pets")
+    made["image"][3] = str(tmp_path / "3.png")
+    rows = datasets.Dataset.from_dict(made, features=features)
+    with pytest.raises(UserError, match=rf"row 4: .*3\.png', which is not below {tmp_path}/datasets or "):
+        load_data("hf:zoo/pets")
+
+
+@pytest.mark.parametrize("name", ["zoo/pets", "pets"])
+def test_a_folder_of_the_name_of_a_set_is_not_taken_for_it(tmp_path, name, monkeypatch):
+    import huggingface_hub
+
+    write_hub_folder(tmp_path / name)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    with pytest.raises(
+        UserError, match=rf"but {name} lies here and would be read in its place; .* give {name} without"
+    ):
+        load_data(f"hf:{name}")
+
+
+def test_a_kind_of_files_is_not_taken_for_a_set(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    hub_table("train").to_parquet(tmp_path / "train.parquet")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    with pytest.raises(UserError, match="hf:parquet is the name of a kind of files, not of a set of the hub"):
+        load_data("hf:parquet")
 
 
 @pytest.mark.parametrize("data", ["hf:", "hf:a/b/c", "hf:a b", "hf:zoo/pets@", "hf:zoo/pets:"])
@@ -459,6 +640,24 @@ def test_a_whole_run(hub, tmp_path, data, one_thread):
     evaluation = run(tmp_path / "run", config, splits)
     assert evaluation["test_images"] == 6
     assert torch.tensor(evaluation["class_counts"]).tolist() == [6, 4, 2]
+
+
+def test_evaluating_may_name_the_columns(hub, desk):
+    tiny = "--backbone small_net --image_size 16 --batch_size 4 --device cpu --quiet --epochs 1"
+    desk.run("train", "hf:zoo/pets", "--method", "cross_entropy", *tiny.split(), "--out", "run")
+    images, labels = rows_of("test")
+    texts, wrong = [NAMES[label] for label in labels], [NAMES[0]] * len(labels)
+    table = {"left": images, "right": images[:1] * len(labels), "species": texts, "class": wrong}
+    pyarrow.parquet.write_table(pyarrow.table(table), desk.folder / "others.parquet")
+    desk.refuse(
+        "evaluate", "run", "others.parquet", naming=["left, right", "say which one holds them by --path_column"]
+    )
+    desk.refuse("evaluate", "run", "others.parquet", "--path_column", "left", naming=["species", " by --label_column"])
+    desk.refuse("evaluate", "run", "--path_column", "left", naming=["--path_column", "longtail evaluate RUN DATA"])
+    columns = ("--path_column", "left", "--label_column", "species")
+    desk.run("evaluate", "run", "others.parquet", *columns, "--quiet", "--out", "these.json")
+    desk.run("evaluate", "run", "hf:zoo/pets", "--quiet", "--out", "those.json")
+    assert (desk.folder / "these.json").read_bytes() == (desk.folder / "those.json").read_bytes()
 
 
 def test_the_commands_take_it(hub, desk):

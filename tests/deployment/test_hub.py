@@ -44,8 +44,11 @@ def hub(tmp_path, monkeypatch):
         (hub.folder / repo_id).mkdir(parents=True, exist_ok=True)
         return f"address/of/{repo_id}"
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message, ignore_patterns=None):
+    def upload_folder(self, *, repo_id, folder_path, commit_message, ignore_patterns=None, delete_patterns=None):
         asked("upload", repo_id)
+        for path in (hub.folder / repo_id).iterdir():
+            if path.name in (delete_patterns or []):
+                path.unlink()
         for path in Path(folder_path).iterdir():
             if path.name not in (ignore_patterns or []):
                 shutil.copy(path, hub.folder / repo_id)
@@ -141,6 +144,18 @@ def test_a_classifier_pushes_itself_and_leaves_a_card_as_it_is(hub, calibrated):
     (hub.folder / NAME / "README.md").write_text("mine")
     model.push_to_hub(NAME)
     assert hub.files()["README.md"] == b"mine"
+
+
+def test_nothing_of_an_earlier_model_stays(hub, calibrated):
+    longtail.push_to_hub(calibrated, NAME, quiet=True)
+    assert "calibration.json" in hub.files()
+    for name in ("validation.json", "validation.safetensors", "notes.txt"):
+        (hub.folder / NAME / name).write_text("of someone's")
+    model = longtail.load(calibrated)
+    model.temperature = None
+    model.push_to_hub(NAME)
+    assert hub.files().keys() == {"model.safetensors", "model.json", "README.md", "notes.txt"}
+    assert Classifier.from_pretrained(NAME).temperature is None
 
 
 def test_the_commands_take_a_model_of_the_hub(hub, calibrated, desk, make_photos):

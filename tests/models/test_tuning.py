@@ -280,6 +280,36 @@ def test_what_cannot_be_merged_is_described_and_loads_to_the_last_bit(kind, tmp_
     assert not other.state_dict().keys() >= loaded.state_dict().keys()
 
 
+@pytest.mark.parametrize(
+    ("tuning", "words"),
+    [
+        ({"kind": "adapter", "rank": -1}, "rank '-1', which must be a whole number from 1 to 65536"),
+        ({"kind": "adapter", "rank": 0}, "rank '0'"),
+        ({"kind": "adapter", "rank": True}, "rank 'True'"),
+        ({"kind": "adapter", "rank": 2.0}, r"rank '2\.0'"),
+        ({"kind": "adapter", "rank": 10**12}, "rank '1000000000000'"),
+        ({"kind": "prompt", "prompts": -1}, "prompts '-1'"),
+        ({"kind": "prompt", "prompts": None}, "prompts 'None'"),
+        ({"kind": "prompt", "prompts": "many"}, "prompts 'many'"),
+        ({"kind": "prompt", "rank": 4}, "what stays in an encoder is"),
+        ({"kind": "lora", "rank": 4}, "what stays in an encoder is"),
+        ({"kind": "new"}, "what stays in an encoder is"),
+        ({"kind": ["adapter"]}, "what stays in an encoder is"),
+        ({"kind": "adapter", "rank": 4, "lr_decay": 0.5}, "what stays in an encoder is"),
+        ("adapter", "what stays in an encoder is"),
+        (None, "what stays in an encoder is"),
+    ],
+)
+def test_a_description_of_a_tuning_that_is_none_is_refused_in_a_sentence(tuning, words, tmp_path):
+    spec = {"encoder": VIT, "in_channels": 3, "head": "cosine", "scale": 30.0}
+    third, frame = torch.full((3,), 1 / 3), Framing(SIZE, 32, "bicubic")
+    model = build_classifier(spec, ("a", "b", "c"), torch.ones(3), third, [0.5] * 3, [0.2] * 3, frame)
+    model.spec["tuning"] = tuning
+    model.save(tmp_path)
+    with pytest.raises(UserError, match=rf"model\.json: its tuning .*{words}.*save it again"):
+        Classifier.load(tmp_path)
+
+
 # What is nearest to the head has depth 1; patterns as timm's own.
 DEPTHS = {
     VIT: {"norm.weight": 1, "blocks.5.mlp.fc1.weight": 1, "blocks.0.attn.qkv.weight": 6, "pos_embed": 7},

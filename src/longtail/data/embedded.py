@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longtail.data.embedded_columns import EmbeddedColumns, find_columns, holds_images
+from longtail.data.embedded_columns import EmbeddedColumns, class_names, find_columns, holds_images, is_text
 from longtail.data.embedded_files import Part, cache_folder, write_images
 from longtail.data.hub_sets import HUB_SET, hub_parts
 from longtail.data.listed_paths import join_test
@@ -25,11 +25,17 @@ _HIDDEN = "-1"
 
 @dataclass(frozen=True)
 class _Table:
-    """All rows of a source, N of them; ``splits`` are ``train``, ``test`` and ``val``, or "" where nothing is said."""
+    """All rows of a source, N of them; ``splits`` are ``train``, ``test`` and ``val``, or "" where nothing is said.
+
+    ``names`` are all classes that schemas name, None where none does; ``bare`` is where labels are numbers without
+    names, None where all have them.
+    """
 
     data: str
     parts: list[Part]
     columns: EmbeddedColumns
+    names: tuple[str, ...] | None
+    bare: str | None
     labels: list[str]
     splits: list[str]
     groups: list[str] | None
@@ -89,6 +95,7 @@ def read_embedded(
         notes = [f"{data}: {counted(aside, 'image')} not marked as train left aside."]
     train = _listing(table, kept, root, notes, progress)
     other = _read(source.test, source)
+    _check_named_alike([table, other])
     kept, notes = _choose(other, training=False)
     if "test" in kept.values():
         kept = {index: split for index, split in kept.items() if split == "test"}
@@ -100,7 +107,7 @@ def read_embedded(
         labels=train.labels + test.labels,
         splits=["train"] * len(train) + ["test"] * len(test),
         groups=None if train.groups is None else train.groups + (test.groups or [""] * len(test)),
-        class_names=_present(table.columns.class_names, train.labels + test.labels),
+        class_names=_present(table.names, train.labels + test.labels),
         notes=(*train.notes, *test.notes),
     )
 
@@ -116,15 +123,20 @@ def _read(data: str, source: DataOptions) -> _Table:
     parts = [part for part in parts if part.count]
     if not parts:
         raise UserError(f"{data} has no rows.")
-    columns = find_columns(parts[0].schema, parts[0].where, source.path_column, source.label_column)
+    # Files that say what their columns are come before those that leave it to be guessed.
+    first = next((part for part in parts if b"huggingface" in (part.schema.metadata or {})), parts[0])
+    columns = find_columns(first.schema, first.where, source.path_column, source.label_column)
     labels: list[str] = []
+    bare: str | None = None
+    named = [name for part in parts for name in class_names(part.schema, columns.label) or ()]
+    all_names = tuple(dict.fromkeys(named)) or None
     splits: list[str] = []
     groups: list[str] = []
     for part in parts:
         names = part.schema.names
         for name in (columns.image, columns.label):
             if name not in names:
-                raise UserError(f"{part.where} has no column {name!r}, but {parts[0].where} has; mend or remove it.")
+                raise UserError(f"{part.where} has no column {name!r}, but {first.where} has; mend or remove it.")
         beside = [name for name in (source.split_column, source.group_column) if name not in (columns.image,)]
         table = part.read(list(dict.fromkeys([columns.label, *(name for name in beside if name in names)])))
 
@@ -135,12 +147,46 @@ def _read(data: str, source: DataOptions) -> _Table:
                 raise UserError(f"{part.where}, row {row}: column {name!r} is empty; fill it in or remove the row.")
             return found
 
-        labels += _labels(part, columns, texts(columns.label))
+        found = texts(columns.label)
+        if _is_bare(part, columns, found):
+            bare = bare or part.where
+        else:
+            found = _labels(part, columns, found, all_names)
+        labels += found
         word = SPLIT_WORDS.get(part.split.lower(), "")
         splits += _row_splits(part, source, texts) if not word and _has(part, "split", source) else [word] * part.count
         if _has(part, "group", source):
             groups += texts(source.group_column)
-    return _Table(data, parts, columns, labels, splits, groups if len(groups) == len(labels) else None)
+        if len(groups) not in (0, len(labels)):  # some files alone would leave the others' images ungrouped
+            with_groups = next(part for part in parts if source.group_column in part.schema.names)
+            without = next(part for part in parts if source.group_column not in part.schema.names)
+            raise UserError(
+                f"{without.where} has no column {source.group_column!r} of groups, but {with_groups.where} has; add it "
+                "there, or remove it from the others."
+            )
+    table = _Table(data, parts, columns, all_names, bare, labels, splits, groups or None)
+    _check_named_alike([table])
+    return table
+
+
+def _is_bare(part: Part, columns: EmbeddedColumns, texts: list[str]) -> bool:
+    """Return whether a part's labels, unless all are kept back, are numbers of classes that it does not name."""
+    if class_names(part.schema, columns.label) is not None or is_text(part.schema.field(columns.label).type):
+        return False
+    return any(text != _HIDDEN for text in texts)
+
+
+def _check_named_alike(tables: Sequence[_Table]) -> None:
+    """Raise if some labels are numbers without names beside classes with names: which is which cannot be known."""
+    bare = next((table.bare for table in tables if table.bare is not None), None)
+    for table in tables:
+        named = (part for part in table.parts if class_names(part.schema, table.columns.label) is not None)
+        where = next((part.where for part in named), None)
+        if bare is not None and where is not None:
+            raise UserError(
+                f"{bare} does not name the classes of its numbers in column {table.columns.label!r}, but {where} does; "
+                "write it again with the same ClassLabel, or with the classes' names."
+            )
 
 
 def _has(part: Part, kind: str, source: DataOptions) -> bool:
@@ -167,18 +213,23 @@ def _row_splits(part: Part, source: DataOptions, texts: Callable[[str], list[str
     return found
 
 
-def _labels(part: Part, columns: EmbeddedColumns, texts: list[str]) -> list[str]:
-    """Return the labels by name where the schema names them, ``-1`` where they are kept back."""
-    names = columns.class_names
-    if names is None:
+def _labels(part: Part, columns: EmbeddedColumns, texts: list[str], all_names: tuple[str, ...] | None) -> list[str]:
+    """Return the labels by name, ``-1`` where they are kept back; each part numbers the classes in its own way."""
+    if all_names is None:
         return texts
-    known = {name: name for name in names} | {str(number): name for number, name in enumerate(names)}
+    own = class_names(part.schema, columns.label)
+    names = all_names if own is None else own
+    known = {name: name for name in names}
+    if own is not None:
+        known |= {str(number): name for number, name in enumerate(own)}
     known[_HIDDEN] = _HIDDEN
     wrong = next((index for index, text in enumerate(texts) if text not in known), None)
     if wrong is not None:
+        of = f"its {len(names)} classes, 0 to {len(names) - 1}"
+        of = f"the {len(names)} classes that other files name" if own is None else of
         raise UserError(
             f"{part.where}, row {part.first_row + wrong}: label {texts[wrong]} in column {columns.label!r} is none of "
-            f"its {len(names)} classes, 0 to {len(names) - 1}; mend it."
+            f"{of}; mend it."
         )
     return [known[text] for text in texts]
 
@@ -232,7 +283,7 @@ def _all_hidden(table: _Table, rows: Sequence[int]) -> bool:
 
 def _check_known(table: _Table, rows: Sequence[int], numbers_too: bool) -> None:
     """Raise if a label is -1 where that is no class: the schema names the classes, or no training image has it."""
-    if table.columns.class_names is None and not numbers_too:
+    if table.names is None and not numbers_too:
         return
     first = next((index for index in rows if table.labels[index] == _HIDDEN), None)
     if first is not None:
@@ -273,7 +324,7 @@ def _listing(
         labels,
         splits if "" not in splits else None,
         None if table.groups is None else [table.groups[index] for index in order],
-        class_names=_present(table.columns.class_names, labels),
+        class_names=_present(table.names, labels),
         notes=tuple(notes),
     )
 

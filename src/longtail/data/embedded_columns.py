@@ -25,12 +25,10 @@ class EmbeddedColumns:
     Attributes:
         image: the column of encoded images, binary or ``struct{bytes, path}``.
         label: the column of labels.
-        class_names: the classes by number where the schema names them (``ClassLabel`` of ``datasets``), else None.
     """
 
     image: str
     label: str
-    class_names: tuple[str, ...] | None
 
 
 def holds_images(file: Path, path_column: str) -> bool:
@@ -97,8 +95,23 @@ def find_columns(schema: Any, where: str, path_column: str, label_column: str) -
     else:
         plain = [name for name in schema.names if name.lower() in _LABEL_NAMES and name != image]
         label = one([*classes] or plain, "label", "label_column")
-    names = classes.get(label, {}).get("names")
-    return EmbeddedColumns(image, label, tuple(map(str, names)) if names else None)
+    return EmbeddedColumns(image, label)
+
+
+def class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+    """Return the classes by number where the schema names those of a column (``ClassLabel``), else None."""
+    feature = _features(schema).get(label, {})
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return tuple(map(str, names)) if names else None
+
+
+def is_text(kind: Any) -> bool:
+    """Return whether a pyarrow type is text, also where its values are numbered (a dictionary of text)."""
+    types: Any = importlib.import_module("pyarrow").types
+    if types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    views = getattr(types, "is_string_view", lambda _: False)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or views(kind))
 
 
 def _image_levels(schema: Any) -> tuple[list[str], list[str], list[str]]:

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 from longtail.errors import UserError
 
 _INDEX = "index.parquet"
+_MOST_BYTES = 256 << 20
+"""Of a file that a row names: no image is as large, and it is read whole."""
 _KINDS = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"))
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -36,7 +39,9 @@ class Part:
         count: how many rows.
         first_row: number of the first one, counted from 1.
         schema: ``pyarrow.Schema`` of the table.
-        stamp: text that changes when the rows do.
+        stamp: gives text that changes when the rows do; it may take a second a gigabyte.
+        folders: files that rows name in place of bytes must lie in one of them or below it; a relative path starts at
+            the first.
         read: columns' names -> a ``pyarrow.Table`` of them.
         images: column's name -> one dictionary ``{bytes, path}`` a row, a few rows in memory at a time.
     """
@@ -47,7 +52,8 @@ class Part:
     count: int
     first_row: int
     schema: Any
-    stamp: str
+    stamp: Callable[[], str]
+    folders: tuple[Path, ...]
     read: Callable[[list[str]], Any]
     images: Callable[[str], Iterator[dict[str, Any]]]
 
@@ -60,7 +66,7 @@ def as_images(column: Any) -> Iterator[dict[str, Any]]:
 
 def cache_folder(root: Path, name: str, column: str, parts: Sequence[Part]) -> Path:
     """Return the folder of a table's images below ``root``: its name, and a fingerprint of what it holds."""
-    stamp = "\n".join([column, *(f"{part.name} {part.count} {part.stamp}" for part in parts)])
+    stamp = "\n".join([column, *(f"{part.name} {part.count} {part.stamp()}" for part in parts)])
     plain = re.sub(r"[^\w.-]+", "--", name).strip("-.") or "table"
     return root / f"{plain[:80]}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
 
@@ -117,17 +123,30 @@ def _write(folder: Path, part: Part, column: str, tick: Callable[[int], None]) -
 
 
 def _content(image: dict[str, Any] | None, part: Part, row: int) -> bytes:
-    """Return the encoded image of a row, which may be in a file that the row names."""
+    """Return the encoded image of a row, which may be in a file that the row names.
+
+    A table may come from anyone and its images go into pages that are passed on: it must not name any file of this
+    machine, nor one without an end.
+    """
     data, path = (image or {}).get("bytes"), (image or {}).get("path")
     if data is not None or not path:
         return data or b""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{part.where}, row {row}: it holds no image but the path {path}, which cannot be read "
-            f"({error.strerror}); write the table again with the images in it."
-        ) from None
+        file = part.folders[0].joinpath(path).resolve()
+        if not any(file.is_relative_to(folder.resolve()) for folder in part.folders):
+            reason = f"is not below {' or '.join(map(str, dict.fromkeys(part.folders)))}"
+        elif not stat.S_ISREG((status := file.stat()).st_mode):
+            reason = "is no ordinary file"
+        elif status.st_size > _MOST_BYTES:
+            reason = f"has more than {_MOST_BYTES >> 20} MiB"
+        else:
+            return file.read_bytes()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # links in a circle, no text, a zero byte
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    raise UserError(
+        f"{part.where}, row {row}: it holds no image but the path {path!r}, which {reason}; write the table again with "
+        "the images in it."
+    )
 
 
 def _ending(data: bytes) -> str:

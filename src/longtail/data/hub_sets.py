@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from longtail.data.embedded_files import Part, as_images
@@ -49,15 +51,24 @@ def hub_parts(data: str) -> list[Part]:
     A copy that ``datasets`` has kept is taken where there is no network.
 
     Raises:
-        UserError: ``datasets`` is not installed, there is no network, no such set, or it cannot be read.
+        UserError: ``datasets`` is not installed, there is no network, no such set, it cannot be read, or a folder of
+            that name lies here.
     """
     wanted = parse_hub_set(data)
+    if os.path.exists(wanted.name):  # datasets would read it without asking the hub
+        raise UserError(
+            f"{data} names a set of the hub, but {wanted.name} lies here and would be read in its place; start in "
+            f"another folder, or give {wanted.name} without {HUB_SET} if it is meant."
+        )
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise UserError(
             f"{data}: data sets of the hub need the package datasets: pip install 'longtail[hf]'."
         ) from None
+    kinds = getattr(importlib.import_module("datasets.packaged_modules"), "_PACKAGED_DATASETS_MODULES", ())
+    if wanted.name in kinds:  # datasets would read what lies here
+        raise UserError(f"{data} is the name of a kind of files, not of a set of the hub, which is written {_WRITTEN}.")
     with quiet(("datasets", "huggingface_hub", "httpx", "fsspec")), _asked(data, wanted, datasets):
         try:
             splits = datasets.load_dataset(wanted.name, wanted.subset, revision=wanted.revision, streaming=False)
@@ -65,8 +76,11 @@ def hub_parts(data: str) -> list[Part]:
             raise UserError(f"{data}: {_reason(error)}; name another one, or a folder of its Parquet files.") from None
     if not isinstance(splits, dict):
         splits = {"": splits}
+    hub: Any = importlib.import_module("huggingface_hub")
+    places = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, hub.constants.HF_HUB_CACHE)
+    caches = tuple(Path(place) for place in places)
     return [
-        _part(data, str(split), rows, start, min(len(rows), start + _ROWS_OF_A_FOLDER))
+        _part(data, str(split), rows, start, min(len(rows), start + _ROWS_OF_A_FOLDER), caches)
         for split, rows in splits.items()
         for start in range(0, len(rows), _ROWS_OF_A_FOLDER)
     ]
@@ -112,7 +126,7 @@ def _reason(error: Exception) -> str:
     return f"datasets cannot read it ({said or type(error).__name__})"
 
 
-def _part(data: str, split: str, rows: Any, start: int, end: int) -> Part:
+def _part(data: str, split: str, rows: Any, start: int, end: int, caches: tuple[Path, ...]) -> Part:
     """Return rows ``start`` to ``end`` of a split, as Arrow holds them: nothing is decoded."""
     plain = rows.with_format("arrow")
 
@@ -128,4 +142,5 @@ def _part(data: str, split: str, rows: Any, start: int, end: int) -> Part:
     name = f"{split or 'all'}/{number:04d}"
     where = f"{data}, split {split}" if split else data
     schema = rows.features.arrow_schema
-    return Part(split, name, where, end - start, start + 1, schema, f"{rows._fingerprint} {start}", read, images)
+    stamp = f"{rows._fingerprint} {start}"
+    return Part(split, name, where, end - start, start + 1, schema, lambda: stamp, caches, read, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import re
@@ -46,10 +47,11 @@ def parquet_parts(place: Path) -> list[Part]:
         UserError: a file cannot be read, or the files are of several subsets.
     """
     if not place.is_dir():
-        return [_part(place, place.stem, "")]
+        return [_part(place, place.name, "")]
     files = parquet_files(place)
     _check_one_subset(place, files)
-    parts = [_part(place / file, file.rpartition(".")[0], _split_of(file)) for file in files]
+    # The ending stays in the name: train.parquet may lie beside train.pq.
+    parts = [_part(place / file, file, _split_of(file)) for file in files]
     return [part for part in parts if part.count]
 
 
@@ -96,10 +98,20 @@ def _part(file: Path, name: str, split: str) -> Part:
         except (pa.ArrowException, OSError) as error:
             raise unreadable(error) from None
 
+    def stamp() -> str:
+        # The bytes themselves: size and time of two files may agree (an archive unpacked, a copy that keeps times), and
+        # the cost of a second a gigabyte is that of reading them. The folder, as rows may name files relative to it.
+        try:
+            with open(file, "rb") as source:
+                digest = hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=16))
+        except OSError as error:
+            raise unreadable(error) from None
+        return f"{digest.hexdigest()} {folder}"
+
     try:
         with parquet.ParquetFile(file) as opened:
             schema, count = opened.schema_arrow, opened.metadata.num_rows
-        status = file.stat()
+        folder = file.resolve().parent
     except (pa.ArrowException, OSError) as error:
         raise unreadable(error) from None
-    return Part(split, name, str(file), count, 1, schema, f"{status.st_size} {status.st_mtime_ns}", read, images)
+    return Part(split, name, str(file), count, 1, schema, stamp, (folder,), read, images)

@@ -37,6 +37,8 @@ def evaluate(
     root: str | Path | None = None,
     on_bad_image: str = "error",
     unknown_labels: str = "error",
+    path_column: str | None = None,
+    label_column: str | None = None,
     prior: str | None = None,
     crops: int = 1,
     out: str | Path | None = None,
@@ -54,6 +56,8 @@ def evaluate(
         root: folder that paths in ``data`` are relative to.
         on_bad_image: ``"error"`` or ``"skip"``, for files of ``data`` that cannot be read.
         unknown_labels: ``"error"`` or ``"skip"``, for images of ``data`` of classes that the model does not know.
+        path_column: column of ``data``, a table, that holds the paths or the images; default: as for the training.
+        label_column: column of ``data``, a table, that holds the labels; default: as for the training.
         prior: figures where classes come at other rates: uniform, train, or a table with the columns class,prior. The
             predictions are shifted for it (see ``Classifier.predict``); the run's own files stay as they are.
         crops: look at 5 crops of every image, or 10 with their mirror images, and average; default: its centre alone.
@@ -68,9 +72,12 @@ def evaluate(
     """
     path, say = find_run(run), ProgressReporter(quiet)
     target = None if out is None else check_output(Path(out), overwrite, (".json",))
-    if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error"):
+    named = {"path_column": path_column, "label_column": label_column}
+    columns = {option: name for option, name in named.items() if name is not None}
+    if data is None and (root is not None or on_bad_image != "error" or unknown_labels != "error" or columns):
         raise UserError(
-            "--root, --on_bad_image and --unknown_labels are for other data; name it: longtail evaluate RUN DATA."
+            "--root, --on_bad_image, --unknown_labels, --path_column and --label_column are for other data; name it: "
+            "longtail evaluate RUN DATA."
         )
     alone = data is not None and not (path / "config.yaml").exists() and (path / "model.json").exists()
     config = TrainConfig() if alone else make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
@@ -104,7 +111,7 @@ def evaluate(
         splits = read_run_data(path, config, state, say, classifier.framing if crops > 1 else None)
         test = splits.test
     else:
-        test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, say)
+        test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, columns, say)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers, path)
     evaluated = with_validation(path, evaluated, classifier.logit_prior)
     if expected is not None:

@@ -24,8 +24,7 @@ from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import build_head
 from longtail.models.on_top import OnTop
 from longtail.models.temperature import CALIBRATION, read_temperature
-from longtail.models.tuning import apply_tuning
-from longtail.option_groups import TuneOptions
+from longtail.models.tuning import apply_tuning, tuning_of_spec
 
 _STEM = "model"
 _RANGE_SLACK = 1e-3
@@ -314,11 +313,11 @@ def build_classifier(
     """Return a ``Classifier`` of ``spec`` (see there) with new weights from torch's global generator.
 
     Raises:
-        UserError: ``spec`` names an unknown encoder or head, or an encoder that cannot take images of that size.
+        UserError: ``spec`` names an unknown encoder, head or tuning, or the encoder cannot take images of that size.
     """
     encoder = build_encoder(spec["encoder"], spec["in_channels"], framing.size)
     if "tuning" in spec:
-        encoder = apply_tuning(encoder, TuneOptions(**spec["tuning"]), spec["encoder"])
+        encoder = apply_tuning(encoder, tuning_of_spec(spec["tuning"]), spec["encoder"])
     if "on_features" in spec:
         dim = feature_dim(encoder)
         encoder = OnTop(encoder, build_encoder(spec["on_features"], dim), [0.0] * dim, [1.0] * dim)

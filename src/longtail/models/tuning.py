@@ -18,6 +18,8 @@ _LORA_RANK = 8
 _WITHOUT_BLOCKS = "frozen, lora, bias, norm or full"
 _DEPLOYED_WITH = {"adapter": "rank", "prompt": "prompts"}
 """Kinds that stay in the deployed encoder, and the option that says how large they are."""
+_LARGEST = 65536
+"""Rank or prompts that a description may ask for; more would only fill the memory."""
 
 
 class TunedEncoder(nn.Module):
@@ -121,6 +123,31 @@ def tuning_spec(encoder: nn.Module) -> dict[str, Any] | None:
         return None
     size = _DEPLOYED_WITH[encoder.options.kind]
     return {"kind": encoder.options.kind, size: getattr(encoder.options, size)}
+
+
+def tuning_of_spec(record: Any) -> TuneOptions:
+    """Return the options of what ``tuning_spec`` gave, which may come out of anyone's file.
+
+    Raises:
+        UserError: it is of another kind, or its size is no whole number from 1 to 65536.
+    """
+    kind: Any = record.get("kind") if isinstance(record, dict) else None
+    size = _DEPLOYED_WITH.get(kind) if isinstance(kind, str) else None
+    if size is None or not record.keys() <= {"kind", size}:
+        raise UserError(
+            f'its tuning is {str(record)[:100]!a}, but what stays in an encoder is {{"kind": "adapter", "rank": 4}} or '
+            '{"kind": "prompt", "prompts": 10}; save it again.'
+        )
+    value = record.get(size)
+    if (kind, value) == ("adapter", None):  # its default
+        return TuneOptions(kind=kind)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise UserError(
+            f"its tuning has {size} {str(value)[:100]!a}, which must be a whole number from 1 to {_LARGEST}; save it "
+            "again."
+        )
+    sized: dict[str, Any] = {size: value}
+    return TuneOptions(kind=kind, **sized)
 
 
 def default_rank(kind: str, encoder: nn.Module, num_classes: int) -> int | None:

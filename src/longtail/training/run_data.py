@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,12 @@ def read_other_data(
     root: str | Path | None,
     on_bad_image: str,
     unknown_labels: str,
+    columns: Mapping[str, str],
     say: ProgressReporter,
 ) -> LabelledImages:
     """Return other labelled images for the classifier of the run in ``path``: a test set or, where not split, all.
+
+    ``columns`` are options of ``--source`` (``path_column``, ``label_column``) that differ from those of the training.
 
     Raises:
         UserError: an option, classes or files cannot be used.
@@ -141,11 +145,16 @@ def read_other_data(
             raise UserError(f"--{name} must be error or skip, got {value}.")
     # Columns and labels are read as they were for the training; its splits and groups do not matter here.
     changes: dict[str, Any] = {"test": None, "group_column": DataOptions().group_column, "group_pattern": None}
-    source = replace(config.source, **changes | {"unknown_labels": unknown_labels})
+    source = replace(config.source, **changes | dict(columns) | {"unknown_labels": unknown_labels})
     checks = _checks(on_bad_image, say)
-    splits = load_test_set(
-        data, classifier.class_names, root=None if root is None else str(root), source=source, checks=checks
-    )
+    at = None if root is None else str(root)
+    try:
+        splits = load_test_set(data, classifier.class_names, root=at, source=source, checks=checks)
+    except UserError as error:  # these two are options of this command, without the group that they have in training
+        said = str(error)
+        for option in ("path_column", "label_column"):
+            said = said.replace(f"--source.{option}", f"--{option}")
+        raise UserError(said) from None
     for note in splits.notes:
         say.say(note)
     same = data == config.data or (
