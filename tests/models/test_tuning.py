@@ -45,9 +45,12 @@ def encoder_of(name, seed=0):
     torch.manual_seed(seed)
     if name == "clip":
         return clip_tower()
-    encoder = build_encoder(name, 3, SIZE)
+    return as_if_trained(build_encoder(name, 3, SIZE))
+
+
+def as_if_trained(encoder):
     with torch.no_grad():
-        for key, tensor in encoder.named_buffers():  # as if it had learned something
+        for key, tensor in encoder.named_buffers():
             if key.endswith("running_mean"):
                 tensor.normal_()
             if key.endswith("running_var"):
@@ -156,6 +159,35 @@ def test_merged_lora_is_a_plain_encoder_that_gives_the_same(name):
         assert not torch.allclose(plain.eval()(images()), expected, atol=1e-4)  # it had learned something to merge
     # What is trained on stays as it is, to the last bit.
     assert all(torch.equal(tensor, kept[key]) for key, tensor in tuned.state_dict().items())
+
+
+# Attention that reads the weight of its map instead of calling it, whole families of timm's.
+READERS = {
+    "swinv2_tiny_window8_256": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
+    "beit_base_patch16_224": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+    "eva02_tiny_patch14_224": {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 16},
+}
+
+
+@pytest.mark.parametrize("name", list(READERS))
+def test_lora_reaches_maps_whose_weights_are_read_without_a_call(name):
+    torch.manual_seed(0)
+    plain = as_if_trained(timm.create_model(name, num_classes=0, img_size=SIZE, **READERS[name])).eval()
+    plain.feature_dim = plain.num_features
+    tuned = apply_tuning(copy.deepcopy(plain), options("lora"), name)
+    train_a_little(tuned)
+    tuned.zero_grad()
+    tuned(images()).square().sum().backward()
+    dead = {key for key, p in tuned.named_parameters() if p.requires_grad and (p.grad is None or not torch.any(p.grad))}
+    assert not dead
+    assert any("attn.qkv.lora_B" in key for key, p in tuned.named_parameters() if p.requires_grad)
+    merged = merge_tuning(tuned).eval()
+    assert [type(part) for part in merged.modules()] == [type(part) for part in plain.modules()]
+    with torch.no_grad():
+        assert torch.allclose(merged(images()), tuned(images()), rtol=1e-4, atol=1e-5)
+    read = [key for key in plain.state_dict() if key.endswith("attn.qkv.weight")]
+    assert read
+    assert not any(torch.equal(merged.state_dict()[key], plain.state_dict()[key]) for key in read)
 
 
 def test_every_linear_map_of_clips_packed_attention_is_updated():
