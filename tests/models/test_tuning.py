@@ -259,6 +259,35 @@ def test_blocks_that_take_no_further_tokens_are_told_from_those_that_do():
             check_tuning(options("prompt"), name, 3, SIZE)
 
 
+def test_adapters_stand_beside_mlps_that_take_more_than_tokens():
+    check_tuning(options("adapter"), "pvt_v2_b0", 3, SIZE)
+    torch.manual_seed(0)
+    plain = timm.create_model(
+        "pvt_v2_b0", num_classes=0, embed_dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)
+    ).eval()
+    plain.feature_dim = plain.num_features
+    tuned = apply_tuning(copy.deepcopy(plain), options("adapter"), "pvt_v2_b0")
+    with torch.no_grad():
+        assert torch.equal(tuned(images()), plain(images()))
+    train_a_little(tuned)
+    assert all(p.grad is not None for p in tuned.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prompt"])
+def test_a_tuned_encoder_that_cannot_be_run_is_refused_before_training(kind, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such pass")
+
+    monkeypatch.setattr(TunedEncoder, "forward", fails)
+    with pytest.raises(UserError, match=f"--tune.kind {kind} does not fit encoder {VIT}, which cannot be run with it"):
+        check_tuning(options(kind), VIT, 3, SIZE)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "bias"])
+def test_what_is_trained_on_features_is_run_on_features(kind):
+    check_tuning(options(kind), "residual_adapter", 24, (1, 1))
+
+
 def test_lora_without_peft_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match="pip install 'longtail\\[clip\\]'"):
