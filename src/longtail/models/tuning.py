@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from longtail.errors import UserError, unknown_name
 from longtail.models.adapters import add_adapters, add_prompts, transformer_blocks
 from longtail.models.encoders import build_encoder, feature_dim
-from longtail.models.low_rank import add_low_rank, merged_low_rank
 from longtail.models.feature_encoders import FEATURE_ENCODERS
+from longtail.models.low_rank import add_low_rank, merged_low_rank
 from longtail.option_groups import TuneOptions
 
 _LORA_RANK = 8
