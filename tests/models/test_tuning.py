@@ -1,6 +1,7 @@
 """Tuning a part of an encoder: what starts as it was, what is trained and what is not, and what is deployed."""
 
 import copy
+import json
 import math
 import sys
 
@@ -374,6 +375,25 @@ def test_depths_are_those_of_timm_with_its_classifier():
     depths = layer_depths(encoder_of(VIT))
     for name, parameter in whole.named_parameters():
         assert scales[id(parameter)] == (1 if name.startswith("head") else 0.5 ** depths[name]), name
+
+
+def test_depths_of_a_clip_tower_around_a_model_of_timm_are_those_of_the_model(tmp_path):
+    """As SigLIP and EVA02 have it; the projection above learns with the head."""
+    open_clip = pytest.importorskip("open_clip")
+    vision = {"timm_model_name": VIT, "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE[0]}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "tiny-trunk.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    with torch.device("meta"):
+        tower = build_encoder("open_clip:tiny-trunk", 3, SIZE)
+        depths = layer_depths(tower)
+        tuned = layer_depths(apply_tuning(tower, options("bias"), "open_clip:tiny-trunk"))
+    expected = {f"trunk.{key}": depth for key, depth in DEPTHS[VIT].items() if not key.startswith("norm.")}
+    assert {key: depths[key] for key in expected} == expected
+    assert depths["head.proj.weight"] == 0
+    assert depths.keys() == {key.removeprefix("encoder.") for key in tuned}
+    assert tuned == {f"encoder.{key}": depth for key, depth in depths.items()}
 
 
 def test_an_encoder_that_does_not_tell_its_layers_is_refused():

@@ -82,6 +82,7 @@ def results(path):
 TRAINED = {"teacher__kind": "frozen"}
 CASES = [
     ("frozen", {}),
+    ("frozen", {"teacher__cache": 2}),
     ("lora", {"optimiser__ema": 0.9}),
     ("adapter", {"tune__lr_decay": 0.5, "tune__encoder_lr": 0.3}),
     ("prompt", {"tune__prompts": 2, "teacher__kind": "momentum"}),
