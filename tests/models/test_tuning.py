@@ -1,6 +1,7 @@
 """Tuning a part of an encoder: what starts as it was, what is trained and what is not, and what is deployed."""
 
 import copy
+import json
 import math
 import sys
 
@@ -45,9 +46,12 @@ def encoder_of(name, seed=0):
     torch.manual_seed(seed)
     if name == "clip":
         return clip_tower()
-    encoder = build_encoder(name, 3, SIZE)
+    return as_if_trained(build_encoder(name, 3, SIZE))
+
+
+def as_if_trained(encoder):
     with torch.no_grad():
-        for key, tensor in encoder.named_buffers():  # as if it had learned something
+        for key, tensor in encoder.named_buffers():
             if key.endswith("running_mean"):
                 tensor.normal_()
             if key.endswith("running_var"):
@@ -158,6 +162,35 @@ def test_merged_lora_is_a_plain_encoder_that_gives_the_same(name):
     assert all(torch.equal(tensor, kept[key]) for key, tensor in tuned.state_dict().items())
 
 
+# Attention that reads the weight of its map instead of calling it, whole families of timm's.
+READERS = {
+    "swinv2_tiny_window8_256": {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)},
+    "beit_base_patch16_224": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+    "eva02_tiny_patch14_224": {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 16},
+}
+
+
+@pytest.mark.parametrize("name", list(READERS))
+def test_lora_reaches_maps_whose_weights_are_read_without_a_call(name):
+    torch.manual_seed(0)
+    plain = as_if_trained(timm.create_model(name, num_classes=0, img_size=SIZE, **READERS[name])).eval()
+    plain.feature_dim = plain.num_features
+    tuned = apply_tuning(copy.deepcopy(plain), options("lora"), name)
+    train_a_little(tuned)
+    tuned.zero_grad()
+    tuned(images()).square().sum().backward()
+    dead = {key for key, p in tuned.named_parameters() if p.requires_grad and (p.grad is None or not torch.any(p.grad))}
+    assert not dead
+    assert any("attn.qkv.lora_B" in key for key, p in tuned.named_parameters() if p.requires_grad)
+    merged = merge_tuning(tuned).eval()
+    assert [type(part) for part in merged.modules()] == [type(part) for part in plain.modules()]
+    with torch.no_grad():
+        assert torch.allclose(merged(images()), tuned(images()), rtol=1e-4, atol=1e-5)
+    read = [key for key in plain.state_dict() if key.endswith("attn.qkv.weight")]
+    assert read
+    assert not any(torch.equal(merged.state_dict()[key], plain.state_dict()[key]) for key in read)
+
+
 def test_every_linear_map_of_clips_packed_attention_is_updated():
     pytest.importorskip("open_clip")
     tuned = apply_tuning(encoder_of("clip"), options("lora"), "clip")
@@ -225,6 +258,35 @@ def test_blocks_that_take_no_further_tokens_are_told_from_those_that_do():
     for name in ("test_convnext", "beit_base_patch16_224"):
         with pytest.raises(UserError, match=f"prompt does not fit encoder {name}.*use adapter or frozen, lora"):
             check_tuning(options("prompt"), name, 3, SIZE)
+
+
+def test_adapters_stand_beside_mlps_that_take_more_than_tokens():
+    check_tuning(options("adapter"), "pvt_v2_b0", 3, SIZE)
+    torch.manual_seed(0)
+    plain = timm.create_model(
+        "pvt_v2_b0", num_classes=0, embed_dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)
+    ).eval()
+    plain.feature_dim = plain.num_features
+    tuned = apply_tuning(copy.deepcopy(plain), options("adapter"), "pvt_v2_b0")
+    with torch.no_grad():
+        assert torch.equal(tuned(images()), plain(images()))
+    train_a_little(tuned)
+    assert all(p.grad is not None for p in tuned.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prompt"])
+def test_a_tuned_encoder_that_cannot_be_run_is_refused_before_training(kind, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such pass")
+
+    monkeypatch.setattr(TunedEncoder, "forward", fails)
+    with pytest.raises(UserError, match=f"--tune.kind {kind} does not fit encoder {VIT}, which cannot be run with it"):
+        check_tuning(options(kind), VIT, 3, SIZE)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "bias"])
+def test_what_is_trained_on_features_is_run_on_features(kind):
+    check_tuning(options(kind), "residual_adapter", 24, (1, 1))
 
 
 def test_lora_without_peft_says_what_to_install(monkeypatch):
@@ -343,6 +405,25 @@ def test_depths_are_those_of_timm_with_its_classifier():
     depths = layer_depths(encoder_of(VIT))
     for name, parameter in whole.named_parameters():
         assert scales[id(parameter)] == (1 if name.startswith("head") else 0.5 ** depths[name]), name
+
+
+def test_depths_of_a_clip_tower_around_a_model_of_timm_are_those_of_the_model(tmp_path):
+    """As SigLIP and EVA02 have it; the projection above learns with the head."""
+    open_clip = pytest.importorskip("open_clip")
+    vision = {"timm_model_name": VIT, "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE[0]}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "tiny-trunk.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    with torch.device("meta"):
+        tower = build_encoder("open_clip:tiny-trunk", 3, SIZE)
+        depths = layer_depths(tower)
+        tuned = layer_depths(apply_tuning(tower, options("bias"), "open_clip:tiny-trunk"))
+    expected = {f"trunk.{key}": depth for key, depth in DEPTHS[VIT].items() if not key.startswith("norm.")}
+    assert {key: depths[key] for key in expected} == expected
+    assert depths["head.proj.weight"] == 0
+    assert depths.keys() == {key.removeprefix("encoder.") for key in tuned}
+    assert tuned == {f"encoder.{key}": depth for key, depth in depths.items()}
 
 
 def test_an_encoder_that_does_not_tell_its_layers_is_refused():

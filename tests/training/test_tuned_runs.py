@@ -82,6 +82,7 @@ def results(path):
 TRAINED = {"teacher__kind": "frozen"}
 CASES = [
     ("frozen", {}),
+    ("frozen", {"teacher__cache": 2}),
     ("lora", {"optimiser__ema": 0.9}),
     ("adapter", {"tune__lr_decay": 0.5, "tune__encoder_lr": 0.3}),
     ("prompt", {"tune__prompts": 2, "teacher__kind": "momentum"}),
@@ -328,6 +329,36 @@ def test_a_tuned_student_is_taught_by_the_pretrained_encoder_as_it_is(options, s
         GML.check(options(tune__kind="lora", loss__distillation_weight=1.0), splits.train)
     with pytest.raises(UserError, match="needs pretrained weights"):
         GML.check(options(teacher__kind="pretrained", pretrained="none"), splits.train)
+
+
+def test_a_tuned_student_may_be_taught_by_a_run_of_its_own(options, splits, tmp_path):
+    """A small network that was trained whole, as docs/tuning.md advises: given with --teacher.run and nothing else."""
+    first = options(method="logit_adjustment", backbone="small_net", pretrained="none", epochs=1)
+    run(tmp_path / "teacher", first, splits)
+    config = options(tune__kind="lora", teacher__run=str(tmp_path / "teacher"), teacher__epochs=None)
+    assert config.teacher.kind == "frozen"
+    GML.check(config, splits.train)
+    assert [stage.name for stage in plan_stages(config)] == ["student"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"teacher.kind": "pretrained"}, "a teacher of --teacher.kind pretrained is not trained"),
+        ({"teacher.kind": "momentum"}, "a teacher of --teacher.kind momentum is not trained"),
+        ({"tune.kind": "lora"}, "a teacher of --teacher.kind pretrained is not trained"),
+        ({"teacher.run": "somewhere"}, "the teacher of --teacher.run is trained already"),
+        ({"method": "bcl"}, "a teacher of --teacher.kind none is not trained"),
+        ({"teacher.kind": "frozen"}, None),
+        ({"method": "logit_adjustment"}, None),  # which has no teacher to speak of
+    ],
+)
+def test_epochs_of_a_teacher_that_is_not_trained_are_told(changes, told, splits, weights):
+    given = {"data": "bars", "device": "cpu", "backbone": VIT, "pretrained": str(weights), **changes}
+    assert not [note for note in resolve(make_config(given), splits)[1] if "teacher" in note]
+    _, notes = resolve(make_config({**given, "teacher.epochs": 7}), splits)
+    expected = [] if told is None else [f"--teacher.epochs 7 is not used: {told}."]
+    assert [note for note in notes if "teacher" in note] == expected
 
 
 def test_the_teacher_is_tuned_likewise(options, splits, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import longtail
+import longtail.files
 import tiny_clip
 from longtail.config import replace_options
 from longtail.data import DataSplits, ImageSet
@@ -159,6 +160,33 @@ def test_a_teacher_without_a_text_tower_starts_at_random(config, splits, weights
     teacher, student = (heads.of(stage) for stage in plan_stages(chosen))
     assert teacher is None
     assert torch.equal(student, class_embeddings(VIT, str(weights), class_prompts("ensemble", list(COUNTS))))
+
+
+@pytest.mark.parametrize("crash_at", [1, 2])
+def test_a_crash_while_texts_are_written_leaves_a_run_that_can_go_on(crash_at, config, splits, tmp_path, monkeypatch):
+    """A teacher with a text tower of its own: two heads, and a crash just before a file that describes them."""
+    other = tiny_clip.model_and_file("tiny-ViT", tmp_path, seed=1)[1]
+    chosen, _ = config(method="gml", teacher__kind="frozen", teacher__pretrained=str(other), epochs=1)
+    expected = {
+        weights: class_embeddings(VIT, str(weights), class_prompts("ensemble", list(COUNTS)))
+        for weights in (chosen.pretrained, str(other))
+    }
+    real, calls = longtail.files.write_json, []
+
+    def crash(path, *rest):
+        calls.append(path.name == "text_heads.json")
+        if sum(calls) == crash_at and calls[-1]:
+            raise KeyboardInterrupt
+        real(path, *rest)
+
+    monkeypatch.setattr("longtail.files.write_json", crash)
+    stop_at_step(monkeypatch, get_method("logit_adjustment"), 1)
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        run(tmp_path / "run", chosen, splits)
+    monkeypatch.undo()
+    heads = TextHeads(tmp_path / "run", chosen, splits.train.class_names, torch.device("cpu"))
+    for stage in plan_stages(chosen):
+        assert torch.equal(heads.of(stage), expected[stage.weights])
 
 
 def test_the_figures_are_those_of_the_text_head(config, splits, weights, tmp_path):

@@ -123,12 +123,15 @@ class MethodContext:
         return apply_tuning(encoder, self.config.tune, self.stage.backbone)
 
     def build_pretrained_teacher(self) -> nn.Module:
-        """Return the encoder that ``teacher.backbone`` names with its pretrained weights, which nothing has tuned."""
+        """Return the encoder that ``teacher.backbone`` names with its pretrained weights, which nothing has tuned.
+
+        They are loaded in a run that goes on too: a cache of its features is filled before the saved state is there.
+        """
         own = self.config.teacher
         name = resolved(own.backbone)
         encoder = build_encoder(name, self.train.channels, self.train.image_size)
         weights = own.pretrained or "none"
-        if weights != "none" and not self.resumed:
+        if weights != "none":
             load_weights(encoder, name, weights, self.train.channels)
         return encoder
 

@@ -254,8 +254,10 @@ def fitting_teacher(chosen: Mapping[str, Any]) -> str:
     """Return the kind of teacher for what is chosen so far.
 
     An encoder that was pretrained on far more than these images knows more than a teacher trained on them would: that
-    of features, CLIP's towers, and any that is only tuned.
+    of features, CLIP's towers, and any that is only tuned. A ready run is a frozen teacher, whatever the student is.
     """
+    if chosen["teacher.run"] is not None:
+        return "frozen"
     encoder = chosen["backbone"]
     foundation = is_open_clip(encoder) or chosen["tune.kind"] != "full"
     known = encoder in FEATURE_ENCODERS or (foundation and chosen["pretrained"] != "none")

@@ -64,9 +64,9 @@ class AdaptedMlp(nn.Module):
         for start in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(start)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the MLP's output ``[..., D]`` with the adapter's added."""
-        out: Tensor = self.mlp(tokens) + self.scale * self.up(F.relu(self.down(tokens)))
+    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the MLP's output ``[..., D]`` with the adapter's added; some MLPs (PVT's) also take a grid's size."""
+        out: Tensor = self.mlp(tokens, *args, **kwargs) + self.scale * self.up(F.relu(self.down(tokens)))
         return out
 
 

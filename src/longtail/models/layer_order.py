@@ -35,6 +35,12 @@ def layer_depths(encoder: nn.Module) -> dict[str, int]:
 
     prefix = "encoder." if isinstance(encoder, TunedEncoder) else ""
     inner = encoder.encoder if isinstance(encoder, TunedEncoder) else encoder
+    trunk = getattr(inner, "trunk", None)
+    if isinstance(trunk, nn.Module) and callable(getattr(trunk, "group_matcher", None)):
+        # A tower of open_clip around a model of timm: what stands beside the trunk is the projection above it.
+        above = {key: 0 for key, _ in inner.named_parameters()}
+        within = {f"trunk.{key}": depth for key, depth in layer_depths(trunk).items()}
+        return {prefix + key: depth for key, depth in (above | within).items()}
     matcher = _matcher(inner)
     if matcher is None:
         kind = type(inner).__name__

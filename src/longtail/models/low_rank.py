@@ -2,7 +2,8 @@
 
 Linear maps and convolutions are wrapped by peft. The packed attention of torch (``nn.MultiheadAttention``, in
 open_clip's towers) reads its weights without calling a layer; peft adds the update to the weights before each pass and
-takes it off again, which moves them by rounding, so there attention is called with updated weights instead.
+takes it off again, which moves them by rounding, so there attention is called with updated weights instead. Some of
+timm's attention calls its linear maps, some reads their weights (Swin V2, BEiT, EVA): a wrapped map serves both.
 
 peft is imported late: it takes seconds, and no other run needs it.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from functools import cache
 from typing import Any
 
 import torch
@@ -126,4 +128,29 @@ def _inject(encoder: nn.Module, targets: list[str], rank: int) -> None:
         ) from None
     # One expression that names each target whole: a list would also match the ends of other names.
     names = "|".join(re.escape(name) for name in targets)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), encoder)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+    config._register_custom_module({nn.Linear: _readable_linear()})
+    inject_adapter_in_model(config, encoder)
+
+
+@cache
+def _readable_linear() -> type[nn.Module]:
+    """Return peft's linear map, made to show its updated weight to whoever reads it instead of calling the map.
+
+    peft shows the weight without the update, which then has no effect and no gradient.
+    """
+    from peft.tuners.lora import Linear
+
+    class ReadableLinear(Linear):  # type: ignore[misc]  # peft has no types
+        @property
+        def weight(self) -> Tensor:
+            weight: Tensor = self.get_base_layer().weight
+            if self.merged:
+                return weight
+            # peft also reads it while it builds the map, when there is no update yet.
+            for update in self.active_adapters:
+                if update in self.lora_A:
+                    weight = weight + self.get_delta_weight(update)
+            return weight
+
+    return ReadableLinear

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from longtail.errors import UserError, unknown_name
 from longtail.models.adapters import add_adapters, add_prompts, transformer_blocks
 from longtail.models.encoders import build_encoder, feature_dim
+from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.low_rank import add_low_rank, merged_low_rank
 from longtail.option_groups import TuneOptions
 
@@ -170,15 +171,18 @@ def check_tuning(options: TuneOptions, name: str, in_channels: int, image_size: 
     """Raise :class:`UserError` unless such tuning fits the encoder called ``name``, found out without values."""
     with torch.device("meta"), torch.no_grad():
         encoder = apply_tuning(build_encoder(name, in_channels, image_size), options, name)
-        if options.kind != "prompt":
+        if options.kind == "full":
             return
+        encoder.to("meta")  # some embeddings are computed with numpy, whatever the device
+        pixels = () if name in FEATURE_ENCODERS else image_size
         try:
-            encoder(torch.empty(2, in_channels, *image_size))
-        except Exception as error:  # of whatever kind a block raises that takes no further tokens
-            raise UserError(
-                f"--tune.kind prompt does not fit encoder {name}, whose blocks take no further tokens; use adapter or "
-                f"{_WITHOUT_BLOCKS}."
-            ) from error
+            encoder(torch.empty(2, in_channels, *pixels))
+        except Exception as error:  # of whatever kind a block raises that takes no further tokens, say
+            if options.kind == "prompt":
+                why = f"whose blocks take no further tokens; use adapter or {_WITHOUT_BLOCKS}"
+            else:
+                why = "which cannot be run with it; use another kind, frozen or full"
+            raise UserError(f"--tune.kind {options.kind} does not fit encoder {name}, {why}.") from error
 
 
 def _norm_parameters(encoder: nn.Module) -> Iterator[nn.Parameter]:

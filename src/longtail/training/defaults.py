@@ -77,7 +77,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     size, side, files = len(data.train), typical_side(data.train), isinstance(data.train, ImageFiles)
     features = isinstance(data.train, FeatureSet)
     # Not open, but what a method's own defaults may hang on.
-    chosen: dict[str, Any] = {key: get_option(config, key) for key in ("tune.kind", "pretrained")}
+    chosen: dict[str, Any] = {key: get_option(config, key) for key in ("tune.kind", "pretrained", "teacher.run")}
     notes: list[str] = []
     own = get_method(config.method).defaults
 
@@ -188,7 +188,11 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         timed = time_encoder(backbone, data.train.channels, image_size, batch, device)
         chosen["precision"], gain = faster_precision(timed)
         notes.append(f"bfloat16 is {gain:.2g} times as fast as float32 here; precision {chosen['precision']} is used.")
-    config = replace_options(config, chosen)
+    asked, config = config, replace_options(config, chosen)
+    if asked.teacher.epochs is not None and is_read(config.method, "teacher.epochs") and not _trains_teacher(config):
+        why = f"a teacher of --teacher.kind {config.teacher.kind} is not trained"
+        why = "the teacher of --teacher.run is trained already" if config.teacher.run is not None else why
+        notes.append(f"--teacher.epochs {asked.teacher.epochs} is not used: {why}.")
     check_tuned_encoders(config, data.train.channels, image_size)
     return config, notes
 

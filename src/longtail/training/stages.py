@@ -90,8 +90,7 @@ def run_stages(
     plan = [PlannedStage(stage.name, stage.epochs, get_method(stage.method).passes) for stage in stages]
     progress.plan(str(folder.path), folder.path / "report.html", plan)
     heads = TextHeads(folder.path, config, data.train.class_names, device)
-    for stage in stages:
-        heads.of(stage)  # all of them now: a stage that starts on another day finds the same
+    heads.keep(stages)
     zero_shot = evaluate_zero_shot(folder.path, config, data, heads, device)
     if zero_shot is not None:
         progress.say(zero_shot_line(zero_shot))

@@ -23,7 +23,7 @@ _FIGURES = ("top1", "balanced_accuracy", "groups")
 
 
 class TextHeads:
-    """The heads that a run's stages start from, each computed once: a run that goes on reads what it began with.
+    """The heads that a run's stages start from, each computed once: a run that goes on reads what :meth:`keep` wrote.
 
     Args:
         folder: the run's, which keeps them.
@@ -40,6 +40,19 @@ class TextHeads:
         self._known: dict[str, Tensor] = {}
         if (folder / f"{_HEADS}.json").exists():
             self._known, _ = load_tensors(folder, _HEADS)
+
+    def keep(self, stages: list[Stage]) -> None:
+        """Compute what all ``stages`` start from and write it, so that one that starts on another day finds the same.
+
+        All in one: were a file of two written twice, a crash between its halves would leave a pair that does not match,
+        and a run that cannot go on. The first time, half a pair counts as none.
+        """
+        before = len(self._known)
+        for stage in stages:
+            self.of(stage)
+        self.embeddings(resolved(self._config.backbone), self._config.pretrained or "none")
+        if len(self._known) > before:
+            save_tensors(self._folder, _HEADS, self._known, {})
 
     def of(self, stage: Stage) -> Tensor | None:
         """Return class weights ``[C, D]`` for a stage whose encoder starts beside a text tower; None for any other."""
@@ -58,7 +71,6 @@ class TextHeads:
         if name not in self._known:
             prompts = class_prompts(self._config.start.prompts, self._class_names)
             self._known[name] = class_embeddings(encoder, weights, prompts, self._device)
-            save_tensors(self._folder, _HEADS, self._known, {})
         return self._known[name]
 
 
