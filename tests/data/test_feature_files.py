@@ -64,6 +64,52 @@ def test_statistics_are_of_the_first_view_and_a_constant_counts_as_deviation_one
     assert std == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_only_rounding_of_the_stored_type_counts_as_constant(dtype):
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(500, 1, 1, generator=random)
+    eps = torch.finfo(dtype).eps
+    for scale in (1e-3, 1.0, 1e3):
+        for offset in (0.0, 1.0, 8.0):
+            [mean], [std] = feature_statistics((scale * (offset + max(8 * eps * offset, 0.1) * noise)).to(dtype))
+            assert std < scale, (scale, offset)
+            assert abs(mean - scale * offset) < 0.02 * scale
+    for constant in (0.0, 3.0, 60000.0):
+        flips = (torch.arange(500) % 2).view(-1, 1, 1)  # between a number and the next one
+        column = (constant * (1 + eps * flips)).to(dtype)
+        [mean], [std] = feature_statistics(column)
+        assert std >= 1
+        assert float(((column.float() - torch.tensor(mean)) / torch.tensor(std)).abs().max()) < 0.01
+
+
+def test_units_of_measure_change_no_standardised_feature():
+    random = torch.Generator().manual_seed(1)
+    noise = torch.randn(400, 1, 2, generator=random)
+    for columns in (1e-7 * noise, 1e-30 * noise, 1e30 * noise, 1.6e9 + 1000 * noise):
+        mean, std = (torch.tensor(values, dtype=torch.float32) for values in feature_statistics(columns))
+        out = (columns - mean) * (1 / std)
+        # Of 1.6e9, float32 rounds to 128.
+        torch.testing.assert_close(out, (noise - noise.mean(0)) / noise.std(0, correction=0), atol=0.15, rtol=0)
+        assert 0.99 < float(out.std()) < 1.01
+    [_], [std] = feature_statistics(torch.tensor([[[0.0]], [[1e-45]]]))
+    assert std == 1  # its reciprocal would be no float32
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(1.0, 301.0).double()])
+def test_statistics_hang_on_no_block_and_need_no_copy(weights, monkeypatch):
+    features = torch.randn(300, 2, 7, generator=torch.Generator().manual_seed(2)) + 5
+    whole = feature_statistics(features, weights)
+    plain = features[:, 0].double().numpy()
+    np.testing.assert_allclose(whole[0], np.average(plain, 0, weights), rtol=1e-13)
+    deviation = np.average((plain - np.average(plain, 0, weights)) ** 2, 0, weights) ** 0.5
+    np.testing.assert_allclose(whole[1], deviation, rtol=1e-13)
+    for values in (1, 100, 1000):
+        monkeypatch.setattr("longtail.data.feature_set._BLOCK_VALUES", values)
+        for ours, theirs in zip(feature_statistics(features, weights), whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-14)
+            np.testing.assert_array_equal(np.float32(ours), np.float32(theirs))
+
+
 def test_features_that_are_not_split_give_a_test_set_that_hangs_on_them_alone(tmp_path):
     whole = arrays()
     rows = {"features": whole["train_features"], "labels": whole["train_labels"]}
