@@ -17,7 +17,7 @@ from longtail.data.image_set import Framing, LabelledImages, PathTable
 STORED = "stored"
 """The view recipe of features: one of the views that are stored of the image, drawn at random."""
 _ROUNDINGS = 2
-"""A component whose deviation is at most this many roundings of its mean is constant: noise alone tells its values apart."""
+"""A component that deviates by at most this many roundings of its mean is constant: noise alone parts its values."""
 _ROUNDINGS_OF_A_CONSTANT = 1024
 """By how many roundings of its mean a constant is divided: what is left of it then lies far below 1."""
 _BLOCK_VALUES = 2**22

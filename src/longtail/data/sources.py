@@ -264,14 +264,18 @@ def _array_duplicates(splits: DataSplits) -> tuple[str, ...]:
 
 
 def _fold_arrays(splits: DataSplits, folds: int, source: DataOptions) -> DataSplits:
-    """Deal all images of an array file out anew."""
+    """Deal all images of an array file out anew.
+
+    Rows with fewer stored views than others (those of a given test set have one) repeat them: whichever a training step
+    draws of such a row is one that it has, and the others lose none of theirs.
+    """
     train, test = splits.train, splits.test
     labels = torch.cat([train.labels, test.labels])
     whole: ImageSet | FeatureSet
     if isinstance(train, FeatureSet) and isinstance(test, FeatureSet):
         # Paths are of no use to folds, and joining tables of them is not worth it.
-        views = min(train.views, test.views)
-        features = torch.cat([train.features[:, :views], test.features[:, :views]])
+        views = torch.arange(max(train.views, test.views))
+        features = torch.cat([part.features[:, views % part.views] for part in (train, test)])
         whole, keys = replace(train, features=features, labels=labels, paths=None), feature_keys(features)
     else:
         assert isinstance(train, ImageSet)
