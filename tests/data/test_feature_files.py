@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from longtail.data import FeatureSet, load_data
-from longtail.data.feature_files import feature_rows, packed_paths
+from longtail.data.feature_files import feature_rows, join_parts, packed_paths
 from longtail.data.feature_set import feature_statistics
 from longtail.data.image_set import PathTable
 from longtail.errors import UserError
+from longtail.files import save_tensors
 from longtail.option_groups import DataOptions
 
 COUNTS = (40, 20, 6)
@@ -36,7 +37,7 @@ def write(path, content, names=None):
     else:
         meta = None if names is None else {"class_names": json.dumps(names)}
         save_file(
-            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in content.items()},
+            {name: torch.tensor(array) for name, array in content.items()},
             path,
             metadata=meta,
         )
@@ -175,6 +176,95 @@ def test_what_cannot_be_used_is_named(ending, content, words, tmp_path):
         load_data(file)
     for word in [file, *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (bad(train_features=nan_in_row(17)), ["'features'", "not finite", "row 17"]),
+        (bad(train_labels=lambda a: a[:-1]), ["66 rows in 'features' but 65 'labels'"]),
+        (bad(train_labels=lambda a: np.where(a == 1, 2, a)), ["class 1 has no training row, though 'labels'"]),
+        (bad(train_labels=lambda a: None), ["array 'labels' is missing; found: features"]),
+        (bad(train_features=lambda a: np.float32(1)), ["'features' is float32 []"]),
+        (bad(train_labels=lambda a: np.int64(1)), ["'labels' is int64 []"]),
+        (bad(train_features=lambda a: a.astype("float64") + 1e300), ["'features'", "beyond float32, in row 0"]),
+    ],
+)
+def test_arrays_are_named_as_the_file_names_them(ending, content, words, tmp_path):
+    content = {name.removeprefix("train_"): content[name] for name in content if name.startswith("train_")}
+    file = write(tmp_path / f"f.{ending}", content)
+    with pytest.raises(UserError) as error:
+        load_data(file)
+    for word in [file, *words]:
+        assert word in str(error.value)
+    assert "train_" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+@pytest.mark.parametrize("name", ["features", "test_features"])
+def test_features_to_predict_on_are_named_as_the_file_names_them(ending, name, tmp_path):
+    for array, words in ((np.float32(1), r"float32 \[\]"), (np.full((3, 2), np.nan, "float32"), "not finite")):
+        with pytest.raises(UserError, match=rf"f\.{ending}: '{name}' .*{words}"):
+            feature_rows(write(tmp_path / f"f.{ending}", {name: array}))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (np.array("ant"), "no list of strings"),
+        (np.array([["ant", "bee", "fly"]]), "no list of strings"),
+        (np.array([1.5, 2.5, 3.5]), "no list of strings"),
+        (np.array(["ant", "bee", None], dtype=object), "'class_names' is an object array"),
+        (np.array(["ant", "bee", "ant"]), "names 'ant' twice"),
+        (np.array(["ant", "bee", "f\x07"]), "not printable"),
+    ],
+)
+def test_class_names_that_are_none(names, words, tmp_path):
+    np.savez(tmp_path / "f.npz", **arrays(), class_names=names)
+    with pytest.raises(UserError, match=rf"f\.npz: .*{words}"):
+        load_data(str(tmp_path / "f.npz"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"), [("ant, bee", "is not JSON"), ('"ant"', "no list of strings"), ('{"ant": 0}', "no list of")]
+)
+def test_class_names_in_metadata_that_are_none(stored, words, tmp_path):
+    tensors = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    save_file(tensors, tmp_path / "f.safetensors", metadata={"class_names": stored})
+    with pytest.raises(UserError, match=rf"f\.safetensors: 'class_names' .*{words}"):
+        load_data(str(tmp_path / "f.safetensors"))
+
+
+def test_class_names_stored_as_bytes_are_text(tmp_path):
+    np.savez(tmp_path / "f.npz", **arrays(), class_names=np.array([b"ant", b"bee", b"fly"]))
+    assert load_data(str(tmp_path / "f.npz")).train.class_names == ("ant", "bee", "fly")
+
+
+@pytest.mark.parametrize("text", ['{"made": "by me"}', "[1, 2]", "{", "\xff"])
+def test_a_json_file_of_ones_own_may_lie_beside(text, tmp_path):
+    file = write(tmp_path / "f.safetensors", arrays(), ["ant", "bee", "fly"])
+    (tmp_path / "f.json").write_text(text, encoding="latin-1")
+    assert load_data(file).train.class_names == ("ant", "bee", "fly")
+
+
+def test_a_record_that_was_cut_off_is_told_of(tmp_path):
+    tensors = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    save_tensors(tmp_path, "f", tensors, {"class_names": ["ant", "bee", "fly"]})
+    assert load_data(str(tmp_path / "f.safetensors")).train.class_names == ("ant", "bee", "fly")
+    record = tmp_path / "f.json"
+    record.write_bytes(record.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"f\.json cannot be read as JSON"):
+        load_data(str(tmp_path / "f.safetensors"))
+
+
+def test_parts_are_joined_and_let_go():
+    parts = [torch.full((rows, 2, 3), float(rows), dtype=torch.float16) for rows in (4, 0, 1)]
+    whole = torch.cat(parts)
+    assert torch.equal(join_parts("train_features", parts), whole)
+    assert parts == []
+    paths = [packed_paths(PathTable(names)) for names in (["a", "b"], ["c"])]
+    assert join_parts("test_paths", paths).numpy().tobytes() == b"a\0b\0c"
 
 
 def test_a_file_cut_off_is_no_traceback(tmp_path):
