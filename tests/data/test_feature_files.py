@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from longtail.data import FeatureSet, load_data
-from longtail.data.feature_files import feature_rows, packed_paths
+from longtail.data.feature_files import feature_rows, join_parts, packed_paths
 from longtail.data.feature_set import feature_statistics
 from longtail.data.image_set import PathTable
 from longtail.errors import UserError
+from longtail.files import save_tensors
 from longtail.option_groups import DataOptions
 
 COUNTS = (40, 20, 6)
@@ -36,7 +37,7 @@ def write(path, content, names=None):
     else:
         meta = None if names is None else {"class_names": json.dumps(names)}
         save_file(
-            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in content.items()},
+            {name: torch.tensor(array) for name, array in content.items()},
             path,
             metadata=meta,
         )
@@ -62,6 +63,52 @@ def test_statistics_are_of_the_first_view_and_a_constant_counts_as_deviation_one
     mean, std = feature_statistics(features)
     assert mean == (2.0, 7.0)
     assert std == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_only_rounding_of_the_stored_type_counts_as_constant(dtype):
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(500, 1, 1, generator=random)
+    eps = torch.finfo(dtype).eps
+    for scale in (1e-3, 1.0, 1e3):
+        for offset in (0.0, 1.0, 8.0):
+            [mean], [std] = feature_statistics((scale * (offset + max(8 * eps * offset, 0.1) * noise)).to(dtype))
+            assert std < scale, (scale, offset)
+            assert abs(mean - scale * offset) < 0.02 * scale
+    for constant in (0.0, 3.0, 60000.0):
+        flips = (torch.arange(500) % 2).view(-1, 1, 1)  # between a number and the next one
+        column = (constant * (1 + eps * flips)).to(dtype)
+        [mean], [std] = feature_statistics(column)
+        assert std >= 1
+        assert float(((column.float() - torch.tensor(mean)) / torch.tensor(std)).abs().max()) < 0.01
+
+
+def test_units_of_measure_change_no_standardised_feature():
+    random = torch.Generator().manual_seed(1)
+    noise = torch.randn(400, 1, 2, generator=random)
+    for columns in (1e-7 * noise, 1e-30 * noise, 1e30 * noise, 1.6e9 + 1000 * noise):
+        mean, std = (torch.tensor(values, dtype=torch.float32) for values in feature_statistics(columns))
+        out = (columns - mean) * (1 / std)
+        # Of 1.6e9, float32 rounds to 128.
+        torch.testing.assert_close(out, (noise - noise.mean(0)) / noise.std(0, correction=0), atol=0.15, rtol=0)
+        assert 0.99 < float(out.std()) < 1.01
+    [_], [std] = feature_statistics(torch.tensor([[[0.0]], [[1e-45]]]))
+    assert std == 1  # its reciprocal would be no float32
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(1.0, 301.0).double()])
+def test_statistics_hang_on_no_block_and_need_no_copy(weights, monkeypatch):
+    features = torch.randn(300, 2, 7, generator=torch.Generator().manual_seed(2)) + 5
+    whole = feature_statistics(features, weights)
+    plain = features[:, 0].double().numpy()
+    np.testing.assert_allclose(whole[0], np.average(plain, 0, weights), rtol=1e-13)
+    deviation = np.average((plain - np.average(plain, 0, weights)) ** 2, 0, weights) ** 0.5
+    np.testing.assert_allclose(whole[1], deviation, rtol=1e-13)
+    for values in (1, 100, 1000):
+        monkeypatch.setattr("longtail.data.feature_set._BLOCK_VALUES", values)
+        for ours, theirs in zip(feature_statistics(features, weights), whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-14)
+            np.testing.assert_array_equal(np.float32(ours), np.float32(theirs))
 
 
 def test_features_that_are_not_split_give_a_test_set_that_hangs_on_them_alone(tmp_path):
@@ -129,6 +176,95 @@ def test_what_cannot_be_used_is_named(ending, content, words, tmp_path):
         load_data(file)
     for word in [file, *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (bad(train_features=nan_in_row(17)), ["'features'", "not finite", "row 17"]),
+        (bad(train_labels=lambda a: a[:-1]), ["66 rows in 'features' but 65 'labels'"]),
+        (bad(train_labels=lambda a: np.where(a == 1, 2, a)), ["class 1 has no training row, though 'labels'"]),
+        (bad(train_labels=lambda a: None), ["array 'labels' is missing; found: features"]),
+        (bad(train_features=lambda a: np.float32(1)), ["'features' is float32 []"]),
+        (bad(train_labels=lambda a: np.int64(1)), ["'labels' is int64 []"]),
+        (bad(train_features=lambda a: a.astype("float64") + 1e300), ["'features'", "beyond float32, in row 0"]),
+    ],
+)
+def test_arrays_are_named_as_the_file_names_them(ending, content, words, tmp_path):
+    content = {name.removeprefix("train_"): content[name] for name in content if name.startswith("train_")}
+    file = write(tmp_path / f"f.{ending}", content)
+    with pytest.raises(UserError) as error:
+        load_data(file)
+    for word in [file, *words]:
+        assert word in str(error.value)
+    assert "train_" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+@pytest.mark.parametrize("name", ["features", "test_features"])
+def test_features_to_predict_on_are_named_as_the_file_names_them(ending, name, tmp_path):
+    for array, words in ((np.float32(1), r"float32 \[\]"), (np.full((3, 2), np.nan, "float32"), "not finite")):
+        with pytest.raises(UserError, match=rf"f\.{ending}: '{name}' .*{words}"):
+            feature_rows(write(tmp_path / f"f.{ending}", {name: array}))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (np.array("ant"), "no list of strings"),
+        (np.array([["ant", "bee", "fly"]]), "no list of strings"),
+        (np.array([1.5, 2.5, 3.5]), "no list of strings"),
+        (np.array(["ant", "bee", None], dtype=object), "'class_names' is an object array"),
+        (np.array(["ant", "bee", "ant"]), "names 'ant' twice"),
+        (np.array(["ant", "bee", "f\x07"]), "not printable"),
+    ],
+)
+def test_class_names_that_are_none(names, words, tmp_path):
+    np.savez(tmp_path / "f.npz", **arrays(), class_names=names)
+    with pytest.raises(UserError, match=rf"f\.npz: .*{words}"):
+        load_data(str(tmp_path / "f.npz"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"), [("ant, bee", "is not JSON"), ('"ant"', "no list of strings"), ('{"ant": 0}', "no list of")]
+)
+def test_class_names_in_metadata_that_are_none(stored, words, tmp_path):
+    tensors = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    save_file(tensors, tmp_path / "f.safetensors", metadata={"class_names": stored})
+    with pytest.raises(UserError, match=rf"f\.safetensors: 'class_names' .*{words}"):
+        load_data(str(tmp_path / "f.safetensors"))
+
+
+def test_class_names_stored_as_bytes_are_text(tmp_path):
+    np.savez(tmp_path / "f.npz", **arrays(), class_names=np.array([b"ant", b"bee", b"fly"]))
+    assert load_data(str(tmp_path / "f.npz")).train.class_names == ("ant", "bee", "fly")
+
+
+@pytest.mark.parametrize("text", ['{"made": "by me"}', "[1, 2]", "{", "\xff"])
+def test_a_json_file_of_ones_own_may_lie_beside(text, tmp_path):
+    file = write(tmp_path / "f.safetensors", arrays(), ["ant", "bee", "fly"])
+    (tmp_path / "f.json").write_text(text, encoding="latin-1")
+    assert load_data(file).train.class_names == ("ant", "bee", "fly")
+
+
+def test_a_record_that_was_cut_off_is_told_of(tmp_path):
+    tensors = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    save_tensors(tmp_path, "f", tensors, {"class_names": ["ant", "bee", "fly"]})
+    assert load_data(str(tmp_path / "f.safetensors")).train.class_names == ("ant", "bee", "fly")
+    record = tmp_path / "f.json"
+    record.write_bytes(record.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"f\.json cannot be read as JSON"):
+        load_data(str(tmp_path / "f.safetensors"))
+
+
+def test_parts_are_joined_and_let_go():
+    parts = [torch.full((rows, 2, 3), float(rows), dtype=torch.float16) for rows in (4, 0, 1)]
+    whole = torch.cat(parts)
+    assert torch.equal(join_parts("train_features", parts), whole)
+    assert parts == []
+    paths = [packed_paths(PathTable(names)) for names in (["a", "b"], ["c"])]
+    assert join_parts("test_paths", paths).numpy().tobytes() == b"a\0b\0c"
 
 
 def test_a_file_cut_off_is_no_traceback(tmp_path):

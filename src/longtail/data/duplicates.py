@@ -65,13 +65,21 @@ def find_duplicates(digests: ArrayLike, labels: ArrayLike, is_test: ArrayLike) -
     )
 
 
-def duplicate_notes(duplicates: Duplicates, paths: Paths, class_names: Sequence[str]) -> tuple[str, ...]:
+def duplicate_notes(
+    duplicates: Duplicates,
+    paths: Paths,
+    class_names: Sequence[str],
+    what: str = "image",
+    alike: str = "pixel by pixel",
+) -> tuple[str, ...]:
     """Return a sentence for each kind of duplicates that there is, worst first, with a count and one example.
 
     Args:
         duplicates: what :func:`find_duplicates` found.
         paths: paths by position.
         class_names: one a class, in label order.
+        what: each of them is.
+        alike: in which way they are equal.
     """
     notes = []
     labels, is_test = duplicates.labels, duplicates.is_test
@@ -81,7 +89,7 @@ def duplicate_notes(duplicates: Duplicates, paths: Paths, class_names: Sequence[
         test = next(index for index in group if is_test[index])
         train = next(index for index in group if not is_test[index])
         notes.append(
-            f"{count} test {'image is' if count == 1 else 'images are'} also in the training set (first: "
+            f"{count} test {what}{' is' if count == 1 else 's are'} also in the training set (first: "
             f"{paths[test]} = {paths[train]}): {'its' if count == 1 else 'their'} figures flatter the model."
         )
     if duplicates.conflicting:
@@ -90,7 +98,7 @@ def duplicate_notes(duplicates: Duplicates, paths: Paths, class_names: Sequence[
         other = next(index for index in group if labels[index] != labels[group[0]])
         pair = (f"{paths[index]} as {class_names[labels[index]]}" for index in (group[0], other))
         notes.append(
-            f"{count} {'image is' if count == 1 else 'images are'} there under more than one class (first: "
+            f"{count} {what}{' is' if count == 1 else 's are'} there under more than one class (first: "
             f"{' = '.join(pair)}): no model can be right about {'it' if count == 1 else 'them'} every time."
         )
     for kind, parts, consequence in (
@@ -100,7 +108,7 @@ def duplicate_notes(duplicates: Duplicates, paths: Paths, class_names: Sequence[
         if parts:
             count, (first, second, *_) = sum(len(part) - 1 for part in parts), parts[0]
             notes.append(
-                f"{count} {kind} {'image repeats another' if count == 1 else 'images repeat others'} pixel by pixel "
+                f"{count} {kind} {what}{' repeats another' if count == 1 else 's repeat others'} {alike} "
                 f"(first: {paths[first]} = {paths[second]}): {consequence}."
             )
     return tuple(notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -16,7 +16,11 @@ from longtail.data.image_set import Framing, LabelledImages, PathTable
 
 STORED = "stored"
 """The view recipe of features: one of the views that are stored of the image, drawn at random."""
-_SMALLEST_STD = 1e-6
+_ROUNDINGS = 2
+"""A component that deviates by at most this many roundings of its mean is constant: noise alone parts its values."""
+_ROUNDINGS_OF_A_CONSTANT = 1024
+"""By how many roundings of its mean a constant is divided: what is left of it then lies far below 1."""
+_BLOCK_VALUES = 2**22
 
 
 @dataclass(frozen=True)
@@ -124,17 +128,33 @@ def class_masses(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
 def feature_statistics(features: Tensor, weights: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each of the D components of ``features [N, V, D]``, over the first view.
 
-    A component that is constant is centred, not blown up: its deviation counts as 1. ``weights [N]`` say how much each
-    sample counts.
+    A component is constant where its deviation is within the rounding of the stored type, relative to its mean, so that
+    no unit of measure makes a feature constant. A constant is centred, not blown up: its deviation counts as 1, or more
+    where its rounding alone would be seen. ``weights [N]`` say how much each sample counts.
+
+    Sums are taken in float64 of distances from the first row, in blocks whose size hangs on D alone: the result is a
+    function of the features, needs no second copy of them, and is exact for a constant.
     """
-    plain = features[:, 0].double()
-    if weights is None:
-        std, mean = torch.std_mean(plain, dim=0, correction=0)
-    else:
-        shares = weights.double() / weights.double().sum()
-        mean = shares @ plain
-        std = (shares @ (plain - mean).square()).sqrt()
-    std = torch.where(std > _SMALLEST_STD * (1 + mean.abs()), std, 1.0)
+    rows = features[:, 0]
+    first = rows[0].double()
+    size = max(1, _BLOCK_VALUES // rows.shape[1])
+    counts = None if weights is None else weights.double()
+    total = len(rows) if counts is None else counts.sum()
+
+    def mean_of(values: Callable[[Tensor], Tensor]) -> Tensor:
+        found = torch.zeros_like(first)
+        for start in range(0, len(rows), size):
+            part = values(rows[start : start + size].double() - first)
+            found += part.sum(0) if counts is None else counts[start : start + size] @ part
+        return found / total
+
+    offset = mean_of(lambda part: part)
+    mean = first + offset
+    std = mean_of(lambda part: part.sub_(offset).square_()).sqrt()
+    # Whatever the features came in, a network takes them in float32, whose own smallest numbers are no scale either.
+    rounding = mean.abs() * max(torch.finfo(rows.dtype).eps, torch.finfo(torch.float32).eps)
+    varies = (std > _ROUNDINGS * rounding) & (std > torch.finfo(torch.float32).tiny)
+    std = torch.where(varies, std, (_ROUNDINGS_OF_A_CONSTANT * rounding).clamp(min=1.0))
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,13 @@ from longtail.data.counts import PROFILES, check_imbalance, class_profile, long_
 from longtail.data.digits import digits_lt
 from longtail.data.duplicates import duplicate_notes, find_duplicates
 from longtail.data.embedded import is_embedded, read_embedded
-from longtail.data.feature_files import holds_features, load_features, with_statistics
+from longtail.data.feature_files import (
+    check_finished,
+    holds_features,
+    load_features,
+    load_test_features,
+    with_statistics,
+)
 from longtail.data.feature_set import FeatureSet, feature_keys
 from longtail.data.file_splits import FileChecks, label_known, split_files
 from longtail.data.folder import read_folder
@@ -71,6 +77,8 @@ _OF_FILES = (
     "test_share path_column label_column split_column group_column group_pattern labels unknown_labels check".split()
 )
 """Options of ``--source`` that arrays have no use for."""
+_OF_FEATURES = ("test_share", "unknown_labels")
+"""Those of them that features have a use for."""
 
 
 def load_data(
@@ -116,7 +124,7 @@ def load_data(
     elif is_features(data):
         splits = load_features(data, source)
         splits = splits if folds is None else _fold_arrays(splits, folds, source)
-        splits = replace(splits, notes=(*splits.notes, *_without_effect(root, source, checks, "test_share")))
+        splits = replace(splits, notes=(*splits.notes, *_feature_notes(splits, root, folds, source, checks)))
         splits = splits if imbalance is None else _cut(splits, imbalance, source.profile)
     else:
         listing = _listing(data, root, source, checks=checks)
@@ -153,16 +161,20 @@ def load_test_set(
     source: DataOptions | None = None,
     checks: FileChecks | None = None,
 ) -> DataSplits:
-    """Return labelled images to evaluate a model of ``class_names`` on, as the ``test`` of the result.
+    """Return labelled images, or features, to evaluate a model of ``class_names`` on, as the ``test`` of the result.
 
-    That is the test set of ``data`` or, where its images are not split, all of them.
+    That is the test set of ``data`` or, where it is not split, all of it. Classes of files and of features are matched
+    by name.
 
     Raises:
         UserError: see :func:`load_data`; or the data has classes that the model does not know.
     """
     source = source or DataOptions()
-    arrays = data in _SOURCES or is_features(data)
-    listing = None if arrays else _listing(data, root, source, training=False, checks=checks)
+    if is_features(data):
+        splits = load_test_features(data, class_names, source.unknown_labels)
+        notes = (*splits.notes, *_without_effect(root, source, checks, _OF_FEATURES))
+        return replace(splits, notes=notes)
+    listing = None if data in _SOURCES else _listing(data, root, source, training=False, checks=checks)
     if listing is None:
         return load_data(data, root=root, source=source)
     return label_known(listing, class_names, source, checks or FileChecks())
@@ -213,6 +225,8 @@ def _listing(
         is_folder, is_file = bool(data) and path.is_dir(), path.is_file()
     except OSError as error:  # a name too long, a folder that may not be entered
         raise UserError(f"{data[:200]} cannot be looked at ({error.strerror}); {accepted}") from None
+    if data and not is_file:
+        check_finished(path)
     if is_folder:
         return read_folder(path, data, test, training)
     if not is_file:
@@ -239,39 +253,62 @@ def _listing(
 
 
 def _without_effect(
-    root: str | None, source: DataOptions, checks: FileChecks | None, with_effect: str = ""
+    root: str | None, source: DataOptions, checks: FileChecks | None, with_effect: Sequence[str] = ()
 ) -> list[str]:
     """Return a sentence that names the options that are given and speak of files, which arrays are not."""
     usual = DataOptions()
-    silent = [name for name in _OF_FILES if name != with_effect]
+    silent = [name for name in _OF_FILES if name not in with_effect]
     given = [f"--source.{name}" for name in silent if getattr(source, name) != getattr(usual, name)]
     skips = checks is not None and checks.on_bad == "skip"
     given = [*(["--root"] if root is not None else []), *(["--on_bad_image"] if skips else []), *given]
     return [f"arrays have no files, paths or columns: without effect are {', '.join(given)}."] if given else []
 
 
+def _feature_notes(
+    splits: DataSplits, root: str | None, folds: int | None, source: DataOptions, checks: FileChecks | None
+) -> list[str]:
+    """Return sentences on options without effect and on equal rows."""
+    notes = _without_effect(root, source, checks, _OF_FEATURES)
+    told = any("--source.test_share" in note for note in splits.notes)
+    if folds is not None and not told and source.test_share != DataOptions().test_share:
+        notes.append("--folds deals all rows out: without effect is --source.test_share.")
+    # An embedding has looked at the images themselves, and what it found is among its notes.
+    assert isinstance(splits.train, FeatureSet)
+    looked_at = splits.train.origin is not None and source.test is None
+    return notes if looked_at else [*notes, *_array_duplicates(splits)]
+
+
 def _array_duplicates(splits: DataSplits) -> tuple[str, ...]:
-    """Return sentences on arrays' images with the same pixels, as files have them."""
+    """Return sentences on arrays' images with the same pixels, or on equal rows of features, as files have them."""
     train, test = splits.train, splits.test
-    assert isinstance(train, ImageSet)
-    assert isinstance(test, ImageSet)
-    digests = torch.cat([pixel_keys(train.images), pixel_keys(test.images)])
-    is_test = torch.arange(len(digests)) >= len(train)
-    found = find_duplicates(digests, torch.cat([train.labels, test.labels]), is_test)
-    names = [f"training image {index}" for index in range(len(train))]
-    names += [f"test image {index}" for index in range(len(test))]
-    return duplicate_notes(found, names, splits.train.class_names)
+    if isinstance(train, FeatureSet) and isinstance(test, FeatureSet):
+        digests, what, alike = [feature_keys(part.features) for part in (train, test)], "row", "value by value"
+    else:
+        assert isinstance(train, ImageSet)
+        assert isinstance(test, ImageSet)
+        digests, what, alike = [pixel_keys(part.images) for part in (train, test)], "image", "pixel by pixel"
+    is_test = torch.arange(len(train) + len(test)) >= len(train)
+    found = find_duplicates(torch.cat(digests), torch.cat([train.labels, test.labels]), is_test)
+    if not found.groups:
+        return ()
+    sizes = (("training", len(train)), ("test", len(test)))
+    names = [f"{part} {what} {index}" for part, size in sizes for index in range(size)]
+    return duplicate_notes(found, names, splits.train.class_names, what, alike)
 
 
 def _fold_arrays(splits: DataSplits, folds: int, source: DataOptions) -> DataSplits:
-    """Deal all images of an array file out anew."""
+    """Deal all images of an array file out anew.
+
+    Rows with fewer stored views than others (those of a given test set have one) repeat them: whichever a training step
+    draws of such a row is one that it has, and the others lose none of theirs.
+    """
     train, test = splits.train, splits.test
     labels = torch.cat([train.labels, test.labels])
     whole: ImageSet | FeatureSet
     if isinstance(train, FeatureSet) and isinstance(test, FeatureSet):
         # Paths are of no use to folds, and joining tables of them is not worth it.
-        views = min(train.views, test.views)
-        features = torch.cat([train.features[:, :views], test.features[:, :views]])
+        views = torch.arange(max(train.views, test.views))
+        features = torch.cat([part.features[:, views % part.views] for part in (train, test)])
         whole, keys = replace(train, features=features, labels=labels, paths=None), feature_keys(features)
     else:
         assert isinstance(train, ImageSet)

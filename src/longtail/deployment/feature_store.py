@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.data.feature_files import INDEX
+from longtail.data.feature_files import INDEX, join_parts
 from longtail.errors import UserError
 from longtail.files import load_meta, load_tensors, save_tensors
 
@@ -81,7 +81,7 @@ class FeatureStore:
         for part, found in self._shards(stems):
             for name, tensor in found.items():
                 joined.setdefault(f"{part}_{name}", []).append(tensor)
-        whole = {name: _join(name, joined.pop(name)) for name in list(joined)}
+        whole = {name: join_parts(name, joined.pop(name)) for name in list(joined)}
         save_tensors(place, self.out.stem, whole, record)
         shutil.rmtree(self.folder)
 
@@ -98,10 +98,3 @@ class FeatureStore:
             for stem in (self.out.stem, f"{self.out.stem}.encoder"):
                 for ending in (".json", ".safetensors"):
                     self.out.with_name(f"{stem}{ending}").unlink(missing_ok=True)
-
-
-def _join(name: str, parts: list[Tensor]) -> Tensor:
-    if name.endswith("_paths"):
-        zero = torch.zeros(1, dtype=torch.uint8)
-        parts = [piece for part in parts for piece in (zero, part)][1:]
-    return torch.cat(parts)
