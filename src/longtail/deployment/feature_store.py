@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from longtail.files import load_meta, load_tensors, save_tensors
 
 _PLAN = "plan"
 _INDEX = INDEX.removesuffix(".json")
+_OWN = re.compile(rf"({_PLAN}|{_INDEX}|encoder|(train|test)-\d{{5,}})\.(json|safetensors)")
+_CUT_OFF = re.compile(rf"\.{_OWN.pattern}\.\d+\.tmp")  # what a write that was killed leaves
 
 
 class FeatureStore:
@@ -25,30 +27,32 @@ class FeatureStore:
     Args:
         out: the file that they become in the end, or the folder in which they stay.
         plan: what is computed, JSON-able: shards of another plan are not gone on with.
-        overwrite: delete what lies there first.
+        overwrite: delete what an earlier embedding left in the folder first, and nothing else that lies there.
 
     Raises:
-        UserError: shards of something else lie there.
+        UserError: shards of something else, or other files, lie there.
     """
 
     def __init__(self, out: Path, plan: dict[str, Any], overwrite: bool) -> None:
         plan = json.loads(json.dumps(plan))  # as it is read again, to be compared
         self.out, self.single = out, out.suffix == ".safetensors"
         self.folder = out.with_name(f"{out.name}.parts") if self.single else out
-        if overwrite:
-            self._remove()
-        if (self.folder / f"{_PLAN}.json").exists():
-            begun = load_meta(self.folder, _PLAN)
-            differs = [key for key in plan if begun.get(key) != plan[key]]
+        begun = (self.folder / f"{_PLAN}.json").exists()
+        if begun and overwrite:
+            # The plan is replaced, never gone: cut off here, the folder is still known for one of features.
+            self._remove(but=_PLAN)
+        elif begun:
+            planned = load_meta(self.folder, _PLAN)
+            differs = [key for key in plan if planned.get(key) != plan[key]]
             if differs:
                 raise UserError(
                     f"{self.folder} holds features of another {differs[0].replace('_', ' ')}; add --overwrite to start "
                     "anew, or choose another --out."
                 )
+            return
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty and holds no features; choose another --out.")
-        else:
-            save_tensors(self.folder, _PLAN, {"none": torch.empty(0)}, plan)
+        save_tensors(self.folder, _PLAN, {"none": torch.empty(0)}, plan)
 
     def has(self, stem: str) -> bool:
         """Return whether that shard is whole: its record is written last."""
@@ -83,21 +87,22 @@ class FeatureStore:
                 joined.setdefault(f"{part}_{name}", []).append(tensor)
         whole = {name: _join(name, joined.pop(name)) for name in list(joined)}
         save_tensors(place, self.out.stem, whole, record)
-        shutil.rmtree(self.folder)
+        self._remove()
 
     def _shards(self, stems: list[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for stem in stems:
             tensors, meta = load_tensors(self.folder, stem)
             yield str(meta["part"]), tensors
 
-    def _remove(self) -> None:
-        """Delete what an earlier embedding left, and nothing that is not of one."""
-        if (self.folder / f"{_PLAN}.json").exists():
-            shutil.rmtree(self.folder)
-        if self.single:
-            for stem in (self.out.stem, f"{self.out.stem}.encoder"):
-                for ending in (".json", ".safetensors"):
-                    self.out.with_name(f"{stem}{ending}").unlink(missing_ok=True)
+    def _remove(self, but: str | None = None) -> None:
+        """Delete what embeddings write into the folder, by name: whatever else lies there is the user's."""
+        found = [path for path in self.folder.iterdir() if _OWN.fullmatch(path.name) or _CUT_OFF.fullmatch(path.name)]
+        # Without the index nobody takes the rest for whole, and with the plan the same command goes on.
+        for path in sorted(found, key=lambda path: (path.stem == _PLAN, path.stem != _INDEX)):
+            if path.stem != but:
+                path.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:
