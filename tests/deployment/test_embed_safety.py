@@ -83,3 +83,75 @@ def test_overwriting_a_folder_leaves_what_embed_did_not_write(embed, tmp_path):
     left = set(names(folder)) - {Path(name).parts[0] for name in theirs}
     assert left == set(ours) - {f"{stem}.{end}" for stem in ("train-00001", "train-00002") for end in END}
     assert len(load_features(folder, DataOptions()).train) == 9
+
+
+@pytest.mark.parametrize("taken", ["f.json", "f.encoder.safetensors", "f.encoder.json"])
+def test_no_file_is_replaced_unasked(taken, embed, tmp_path):
+    (tmp_path / taken).write_text("mine")
+    with pytest.raises(UserError, match=f"would also write .*{taken}, which exists; add --overwrite"):
+        embed()
+    assert (tmp_path / taken).read_text() == "mine"
+    embed(overwrite=True)
+    assert len(load_features(tmp_path / "f.safetensors", DataOptions()).train) == 9
+
+
+@pytest.mark.parametrize("cut", range(5))
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_finish_cut_off_is_no_file_and_goes_on(cut, overwrite, embed, tmp_path, monkeypatch):
+    """Killed after each file that the finish writes, and before the first."""
+    out, whole = tmp_path / "f.safetensors", embed(out=tmp_path / "whole.safetensors").read_bytes()
+    if overwrite:
+        embed(seed=1, views=2)
+    real, left = longtail.files.write_bytes, [cut]
+
+    def write_bytes(path, data):
+        if path.parent == tmp_path:
+            if left[0] == 0:
+                raise Cut
+            left[0] -= 1
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("longtail.files.write_bytes", write_bytes)
+        if cut < 4:
+            with pytest.raises(Cut):
+                embed(overwrite=overwrite)
+        else:  # all four are written, and the shards are not deleted
+            remove = feature_store.FeatureStore._remove
+            patch.setattr(feature_store.FeatureStore, "_remove", lambda self, but=None: but and remove(self, but))
+            embed(overwrite=overwrite)
+    if cut < 4 and out.exists():
+        with pytest.raises(UserError, match="is unfinished: its shards lie in"):
+            load_features(out, DataOptions())
+    saved = []
+    real_save = feature_store.FeatureStore.save
+    monkeypatch.setattr(
+        feature_store.FeatureStore, "save", lambda self, *what: saved.append(what[0]) or real_save(self, *what)
+    )
+    embed(overwrite=overwrite and cut % 2 == 0)
+    assert saved == []
+    assert out.read_bytes() == whole
+    assert not (tmp_path / "f.safetensors.parts").exists()
+    assert len(load_features(out, DataOptions()).train) == 9
+
+
+def test_the_file_that_is_replaced_stays_until_the_other_is_whole(embed, tmp_path, monkeypatch):
+    out = embed()
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    real, saved = feature_store.FeatureStore.save, []
+
+    def save(self, stem, tensors, part):
+        if len(saved) == 2:
+            raise Cut
+        saved.append(stem)
+        real(self, stem, tensors, part)
+
+    monkeypatch.setattr(feature_store.FeatureStore, "save", save)
+    with pytest.raises(Cut):
+        embed(overwrite=True, views=2)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert load_features(out, DataOptions()).train.views == 1
+    monkeypatch.setattr(feature_store.FeatureStore, "save", lambda self, *s: saved.append(s[0]) or real(self, *s))
+    embed(overwrite=True, views=2)
+    assert saved == ["train-00000", "train-00001", "train-00002", "test-00000"]
+    assert load_features(out, DataOptions()).train.views == 2

@@ -40,6 +40,11 @@ INDEX = "features.json"
 """The file by which a folder of shards is known."""
 
 
+def shards_of(path: Path) -> Path:
+    """Return the folder in which shards lie until the file ``path`` is made of them."""
+    return path.with_name(f"{path.name}.parts")
+
+
 def holds_features(path: Path) -> bool:
     """Return whether ``path`` is a file or folder of features, by its ending or by the arrays that it holds."""
     if path.is_dir():
@@ -231,6 +236,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _read_npz(path)
     if path.with_suffix(".json").exists():
         return load_tensors(path.parent, path.stem)
+    if shards_of(path).is_dir():  # the record is written last
+        raise UserError(
+            f"{path} is unfinished: its shards lie in {shards_of(path)}; give the longtail embed that began it once "
+            "more, which goes on."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from longtail.data.feature_files import origin_record, packed_paths
 from longtail.data.feature_set import FeatureOrigin
 from longtail.data.streaming import default_workers, view_frames
 from longtail.data.views import View, check_recipe
-from longtail.deployment.feature_store import FeatureStore
+from longtail.deployment.feature_store import FeatureStore, is_begun, written_files
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
 from longtail.models import build_encoder, feature_dim, load_weights
@@ -242,7 +243,13 @@ def _check(
     if view is not None and views == 1:
         raise UserError(f"--view {view} is for further views; say how many with --views 4 or so.")
     if out.suffix:
-        check_output(out, overwrite, (".safetensors",))
+        # Shards that are there are of a command that could write the file: it, cut off while it wrote, goes on.
+        check_output(out, overwrite or is_begun(out), (".safetensors",))
+        taken = [path for path in written_files(out)[1:] if os.path.lexists(path)]
+        if taken and not (overwrite or is_begun(out)):
+            raise UserError(
+                f"--out {out} would also write {taken[0]}, which exists; add --overwrite or choose another file."
+            )
     elif out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file without .safetensors; name a .safetensors file or a folder.")
     elif (out / "features.json").exists() and not overwrite:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.data.feature_files import INDEX
+from longtail.data.feature_files import INDEX, shards_of
 from longtail.errors import UserError
 from longtail.files import load_meta, load_tensors, save_tensors
 
@@ -19,6 +19,17 @@ _PLAN = "plan"
 _INDEX = INDEX.removesuffix(".json")
 _OWN = re.compile(rf"({_PLAN}|{_INDEX}|encoder|(train|test)-\d{{5,}})\.(json|safetensors)")
 _CUT_OFF = re.compile(rf"\.{_OWN.pattern}\.\d+\.tmp")  # what a write that was killed leaves
+
+
+def written_files(out: Path) -> list[Path]:
+    """Return the files that become of shards where ``out`` is one file: itself, its record, and the encoder's two."""
+    stems = (out.stem, f"{out.stem}.encoder")
+    return [out.with_name(f"{stem}{ending}") for stem in stems for ending in (".safetensors", ".json")]
+
+
+def is_begun(out: Path) -> bool:
+    """Return whether there are shards of what is to become the file ``out``."""
+    return (shards_of(out) / f"{_PLAN}.json").exists()
 
 
 class FeatureStore:
@@ -36,23 +47,38 @@ class FeatureStore:
     def __init__(self, out: Path, plan: dict[str, Any], overwrite: bool) -> None:
         plan = json.loads(json.dumps(plan))  # as it is read again, to be compared
         self.out, self.single = out, out.suffix == ".safetensors"
-        self.folder = out.with_name(f"{out.name}.parts") if self.single else out
+        self.folder = shards_of(out) if self.single else out
         begun = (self.folder / f"{_PLAN}.json").exists()
-        if begun and overwrite:
+        if begun and self._is_same(plan, overwrite):
+            return
+        if begun:
             # The plan is replaced, never gone: cut off here, the folder is still known for one of features.
             self._remove(but=_PLAN)
-        elif begun:
-            planned = load_meta(self.folder, _PLAN)
-            differs = [key for key in plan if planned.get(key) != plan[key]]
-            if differs:
-                raise UserError(
-                    f"{self.folder} holds features of another {differs[0].replace('_', ' ')}; add --overwrite to start "
-                    "anew, or choose another --out."
-                )
-            return
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty and holds no features; choose another --out.")
         save_tensors(self.folder, _PLAN, {"none": torch.empty(0)}, plan)
+
+    def _is_same(self, plan: dict[str, Any], overwrite: bool) -> bool:
+        """Return whether the shards that are there are gone on with, so that ``overwrite`` too goes on when cut off.
+
+        Raises:
+            UserError: they are not, and nobody said that they may be replaced.
+        """
+        if overwrite and not self.single and (self.folder / INDEX).exists():
+            return False  # they are finished, and to be replaced
+        try:
+            begun = load_meta(self.folder, _PLAN)
+        except UserError as error:
+            if overwrite:
+                return False
+            raise UserError(f"{str(error).rstrip('.')}; add --overwrite to start anew.") from None
+        differs = [key for key in plan if begun.get(key) != plan[key]]
+        if differs and not overwrite:
+            raise UserError(
+                f"{self.folder} holds features of another {differs[0].replace('_', ' ')}; add --overwrite to start "
+                "anew, or choose another --out."
+            )
+        return not differs
 
     def has(self, stem: str) -> bool:
         """Return whether that shard is whole: its record is written last."""
@@ -75,6 +101,9 @@ class FeatureStore:
         """
         encoder = f"{self.out.stem}.encoder" if self.single else "encoder"
         place = self.out.parent if self.single else self.folder
+        if self.single:
+            # What was there goes only now, its record first: without it, and beside shards, a file counts as cut off.
+            self.out.with_suffix(".json").unlink(missing_ok=True)
         origin = {**record["origin"], "file": f"{encoder}.safetensors"}
         record = {**record, "origin": origin}
         save_tensors(place, encoder, tensors, {"origin": origin})
