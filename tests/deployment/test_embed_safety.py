@@ -155,3 +155,44 @@ def test_the_file_that_is_replaced_stays_until_the_other_is_whole(embed, tmp_pat
     embed(overwrite=True, views=2)
     assert saved == ["train-00000", "train-00001", "train-00002", "test-00000"]
     assert load_features(out, DataOptions()).train.views == 2
+
+
+def test_values_that_float16_cannot_hold_are_refused(embed, tmp_path):
+    with torch.no_grad():
+        large = write_weights(tmp_path / "large.safetensors", scale=12.0)
+    kept = load_features(embed(pretrained=large), DataOptions()).train.features
+    assert 65504 < float(kept.abs().max())  # else the test shows nothing
+    with pytest.raises(UserError, match=r"does not fit float16; use --dtype float32\.$"):
+        embed(pretrained=large, out=tmp_path / "half.safetensors", dtype="float16")
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_damaged_shard_is_computed_anew_and_no_other(single, embed, tmp_path, monkeypatch):
+    out = tmp_path / ("f.safetensors" if single else "shards")
+    folder = tmp_path / "f.safetensors.parts" if single else out
+    whole = load_features(embed(out=tmp_path / "whole.safetensors"), DataOptions())
+    with monkeypatch.context() as patch:
+
+        def finish(*_):
+            raise Cut
+
+        patch.setattr(feature_store.FeatureStore, "finish", finish)
+        with pytest.raises(Cut):
+            embed(out=out)
+    damaged = folder / "train-00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"else")
+    real, saved = feature_store.FeatureStore.save, []
+    monkeypatch.setattr(feature_store.FeatureStore, "save", lambda self, *s: saved.append(s[0]) or real(self, *s))
+    again = load_features(embed(out=out), DataOptions())
+    assert saved == ["train-00000"]
+    torch.testing.assert_close(again.train.features, whole.train.features)
+
+
+def test_a_damaged_plan_says_the_way_out(embed, tmp_path):
+    folder = embed(out=tmp_path / "shards")
+    (folder / "features.json").unlink()
+    (folder / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json cannot be read .*; add --overwrite to start anew\.$"):
+        embed(out=folder)
+    embed(out=folder, overwrite=True)
+    assert len(load_features(folder, DataOptions()).train) == 9

@@ -134,22 +134,24 @@ class _Embedding:
         self, store: FeatureStore, part: str, images: LabelledImages, views: Mapping[str, View], size: int
     ) -> Iterator[tuple[str, int]]:
         """Compute the shards of ``images`` that are not there; yield the name of each and how many images it holds."""
-        starts = list(range(0, len(images), size))
-        stems = [f"{part}-{number:05d}" for number in range(len(starts))]
-        # What is there is there from the first on; a later one is computed anew rather than decoded around.
-        known = next((number for number, stem in enumerate(stems) if not store.has(stem)), len(stems))
-        for start, stem in zip(starts[:known], stems[:known], strict=True):
-            yield stem, min(size, len(images) - start)
-        if known == len(stems):
-            return
-        batches = self._features(images, views, starts[known])
-        waiting: list[Tensor] = []
-        for start, stem in zip(starts[known:], stems[known:], strict=True):
+        stems = [f"{part}-{number:05d}" for number in range(-(-len(images) // size))]
+        batches: Iterator[Tensor] | None = None
+        waiting = torch.empty(0)
+        for number, stem in enumerate(stems):
+            start = number * size
             count = min(size, len(images) - start)
-            while sum(len(batch) for batch in waiting) < count:
-                waiting.append(next(batches))
-            whole = torch.cat(waiting)
-            waiting = [whole[count:]]
+            if store.has(stem):
+                # The batches that follow are of images that are embedded already.
+                batches = None
+                yield stem, count
+                continue
+            if batches is None:
+                batches, waiting = self._features(images, views, start), torch.empty(0)
+            gathered = [waiting] if len(waiting) else []
+            while sum(map(len, gathered)) < count:
+                gathered.append(next(batches))
+            whole = torch.cat(gathered)
+            waiting = whole[count:]
             rows = torch.arange(start, start + count)
             tensors = {"features": whole[:count].contiguous(), "labels": images.labels[rows]}
             if images.paths is not None:
@@ -184,8 +186,13 @@ class _Embedding:
                 f"the encoder {self.config.backbone} gives values that are not finite; try --precision float32, or "
                 "other weights."
             )
-        kept: Tensor = features.to(self.dtype).cpu()
-        return kept
+        kept: Tensor = features.to(self.dtype)
+        if not bool(torch.isfinite(kept).all()):
+            raise UserError(
+                f"the encoder {self.config.backbone} gives values up to {float(features.abs().max()):.3g}, which does not "
+                "fit float16; use --dtype float32."
+            )
+        return kept.cpu()
 
 
 def _framed(

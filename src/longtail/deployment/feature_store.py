@@ -81,8 +81,14 @@ class FeatureStore:
         return not differs
 
     def has(self, stem: str) -> bool:
-        """Return whether that shard is whole: its record is written last."""
-        return (self.folder / f"{stem}.json").exists()
+        """Return whether that shard is there, whole and as it was written; its record is written last."""
+        if not (self.folder / f"{stem}.json").exists():
+            return False
+        try:
+            load_tensors(self.folder, stem)
+        except UserError:  # a damaged one is computed anew
+            return False
+        return True
 
     def save(self, stem: str, tensors: dict[str, Tensor], part: str) -> None:
         """Write a shard of ``train`` or ``test``."""
