@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import longtail
 from longtail.data.feature_files import load_features
-from longtail.deployment import embed as module
 from longtail.deployment import feature_store
 from longtail.errors import UserError
 from longtail.models import build_encoder
@@ -161,7 +160,7 @@ def test_values_that_float16_cannot_hold_are_refused(embed, tmp_path):
     with torch.no_grad():
         large = write_weights(tmp_path / "large.safetensors", scale=12.0)
     kept = load_features(embed(pretrained=large), DataOptions()).train.features
-    assert 65504 < float(kept.abs().max())  # else the test shows nothing
+    assert float(kept.abs().max()) > 65504  # else the test shows nothing
     with pytest.raises(UserError, match=r"does not fit float16; use --dtype float32\.$"):
         embed(pretrained=large, out=tmp_path / "half.safetensors", dtype="float16")
 
@@ -196,3 +195,70 @@ def test_a_damaged_plan_says_the_way_out(embed, tmp_path):
         embed(out=folder)
     embed(out=folder, overwrite=True)
     assert len(load_features(folder, DataOptions()).train) == 9
+
+
+@pytest.fixture
+def two(embed, tmp_path):
+    """Features of the same images by two encoders of one architecture."""
+    other = write_weights(tmp_path / "other.safetensors", seed=6)
+    return embed(), embed(out=tmp_path / "g.safetensors", pretrained=other)
+
+
+def train(features, out, **changes):
+    return longtail.train(features, out=str(out), epochs=2, device="cpu", **{"quiet": True} | changes)
+
+
+@pytest.mark.parametrize("records", ["too", "alone stay"])
+def test_another_encoder_beside_features_is_refused(records, two, tmp_path):
+    first, second = two
+    train(first, tmp_path / "before")
+    ours = first.with_name("f.encoder.safetensors")
+    ours.write_bytes(second.with_name("g.encoder.safetensors").read_bytes())
+    if records == "too":
+        ours.with_suffix(".json").write_bytes(second.with_name("g.encoder.json").read_bytes())
+    words = "is not the encoder that made these features" if records == "too" else "does not match the SHA-256"
+    with pytest.raises(UserError, match=words):
+        train(first, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    model = (tmp_path / "before" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=words):
+        train(first, tmp_path / "before", overwrite=True)
+    assert (tmp_path / "before" / "model.safetensors").read_bytes() == model
+    with pytest.raises(UserError, match=r"before/encoder\.safetensors does not match"):  # it was written over in place
+        longtail.load(tmp_path / "before")
+
+
+def test_features_of_another_encoder_are_refused_by_predict_and_evaluate(two, tmp_path):
+    first, second = two
+    run = tmp_path / "run"
+    train(first, run)
+    for call in (
+        lambda data: longtail.predict(run, [str(data)], out=tmp_path / "p.csv", quiet=True, overwrite=True),
+        lambda data: longtail.evaluate(run, data, quiet=True),
+    ):
+        call(first)
+        with pytest.raises(UserError, match=r"g\.safetensors holds features by small_net .*other.*small\.safetensors"):
+            call(second)
+    second.with_suffix(".json").unlink()  # then nobody knows, and what has the width is taken
+    longtail.predict(run, [str(second)], out=tmp_path / "p.csv", quiet=True, overwrite=True)
+
+
+def test_an_encoder_that_is_not_of_its_record_is_refused(two, tmp_path):
+    run = tmp_path / "run"
+    train(two[0], run)
+    record = json.loads((run / "encoder.json").read_text())
+    tensors = load_file(two[1].with_name("g.encoder.safetensors"))
+    longtail.files.save_tensors(run, "encoder", tensors, {"origin": record["origin"]})
+    with pytest.raises(UserError, match="is not the encoder that made the features of this run"):
+        longtail.load(run)
+
+
+def test_training_says_once_that_no_encoder_is_kept(two, tmp_path, capsys):
+    said = "predictions will need features"
+    train(two[0], tmp_path / "kept", quiet=False)
+    assert said not in capsys.readouterr().out
+    two[0].with_name("f.encoder.safetensors").unlink()
+    train(two[0], tmp_path / "run", quiet=False)
+    assert capsys.readouterr().out.count(said) == 1
+    train(two[0], tmp_path / "folds", quiet=False, folds=2)
+    assert capsys.readouterr().out.count(said) == 1

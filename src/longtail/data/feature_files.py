@@ -32,7 +32,7 @@ from longtail.data.image_set import DataSplits, Framing, PathTable
 from longtail.data.keyed import derive_seed
 from longtail.data.splits import hold_out
 from longtail.errors import UserError
-from longtail.files import load_tensors
+from longtail.files import load_meta, load_tensors
 from longtail.option_groups import DataOptions
 
 PARTS = ("train", "test")
@@ -214,7 +214,21 @@ def read_origin(record: Any, folder: Path) -> FeatureOrigin:
         framing=Framing((height, width), int(framing["resize"]), framing["interpolation"]),
         weights=str(record["weights"]),
         file=file if file is not None and file.is_file() else None,
+        digest=None if record.get("digest") is None else str(record["digest"]),
     )
+
+
+def origin_of(path: str | Path) -> FeatureOrigin | None:
+    """Return the encoder that a file or folder of features says it is of; None if it does not say.
+
+    Raises:
+        UserError: its record cannot be read.
+    """
+    path = Path(path).expanduser()
+    folder, stem = (path, INDEX.removesuffix(".json")) if path.is_dir() else (path.parent, path.stem)
+    if path.suffix.lower() == ".npz" or not (folder / f"{stem}.json").is_file():
+        return None
+    return _origin(path, load_meta(folder, stem))
 
 
 def _origin(path: Path, meta: dict[str, Any]) -> FeatureOrigin | None:
@@ -252,8 +266,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from longtail.files import load_meta
-
     meta = load_meta(path, INDEX.removesuffix(".json"))
     shards: dict[str, list[Tensor]] = {}
     for stem in meta["shards"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from longtail.files import check_output
 from longtail.models import build_encoder, feature_dim, load_weights
 from longtail.options import make_config, parse_values
 from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.kept_encoder import digest_of
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import frame_for_run, read_splits
 
@@ -81,7 +81,7 @@ def embed(
     made |= {f"view {number}": build_view(recipe, mean, std) for number in range(1, views)}
     plan = {
         "data": [splits.train.fingerprint(), splits.test.fingerprint()],
-        "encoder": [origin_record(origin), _digest(encoder)],
+        "encoder": origin_record(origin),
         "views": [views, recipe if views > 1 else None, config.seed],
         "type": [dtype, config.precision],
         "shard_images": shard_images,
@@ -189,8 +189,8 @@ class _Embedding:
         kept: Tensor = features.to(self.dtype)
         if not bool(torch.isfinite(kept).all()):
             raise UserError(
-                f"the encoder {self.config.backbone} gives values up to {float(features.abs().max()):.3g}, which does not "
-                "fit float16; use --dtype float32."
+                f"the encoder {self.config.backbone} gives values up to {float(features.abs().max()):.3g}, which does "
+                "not fit float16; use --dtype float32."
             )
         return kept.cpu()
 
@@ -226,15 +226,8 @@ def _encoder(config: TrainConfig, splits: DataSplits) -> tuple[nn.Module, Featur
         encoder = build_encoder(name, channels, splits.train.image_size).eval()
     load_weights(encoder, name, weights, channels)
     words = {"none": "random weights"}.get(weights, weights)
-    return encoder, FeatureOrigin(name, channels, splits.mean, splits.std, splits.train.framing, words)
-
-
-def _digest(encoder: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    digest = digest_of(encoder.state_dict())
+    return encoder, FeatureOrigin(name, channels, splits.mean, splits.std, splits.train.framing, words, digest=digest)
 
 
 def _check(
