@@ -262,3 +262,51 @@ def test_training_says_once_that_no_encoder_is_kept(two, tmp_path, capsys):
     assert capsys.readouterr().out.count(said) == 1
     train(two[0], tmp_path / "folds", quiet=False, folds=2)
     assert capsys.readouterr().out.count(said) == 1
+
+
+def test_options_of_a_training_are_named_and_its_notes_are_not_kept(embed, tmp_path, capsys):
+    features = embed(quiet=False, epochs=3, method="gml", loss={"temperature": 0.2}, start={"prompts": "photo"})
+    said = capsys.readouterr().out
+    line = "not read by longtail embed, so without effect: --epochs, --method, --loss.temperature, --start.prompts."
+    assert line in said.splitlines()
+    assert "larger than the training set" not in said
+    assert not any("batch_size" in note for note in json.loads(features.with_suffix(".json").read_text())["notes"])
+
+
+def test_the_recipe_of_views_is_read_where_there_are_several(embed, tmp_path, capsys):
+    embed(quiet=False, **{"views.classifier": "light"})
+    assert "without effect: --views.classifier" in capsys.readouterr().out
+    one = embed(out=tmp_path / "g.safetensors", quiet=False, views=2, **{"views.classifier": "light"})
+    assert "without effect" not in capsys.readouterr().out
+    two = embed(out=tmp_path / "h.safetensors", views=2, view="light")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_weights_are_used_with_the_statistics_of_their_record(embed, pictures, weights, tmp_path, capsys):
+    given = {"mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.4]}
+    features = embed(quiet=False, source=given)
+    guessed = "does not say how its images were normalised"
+    assert guessed not in capsys.readouterr().out
+    train(features, tmp_path / "head")
+    longtail.train(
+        str(pictures),
+        out=str(tmp_path / "run"),
+        backbone="small_net",
+        method="cross_entropy",
+        epochs=1,
+        quiet=True,
+        device="cpu",
+        source=given,
+        loading={"workers": 0},
+        image_size=16,
+    )
+    for number, file in enumerate(
+        ("f.encoder.safetensors", "head/encoder.safetensors", "run", "run/model.safetensors")
+    ):
+        again = embed(out=tmp_path / f"again{number}.safetensors", pretrained=str(tmp_path / file), quiet=False)
+        assert guessed not in capsys.readouterr().out
+        origin = load_features(again, DataOptions()).train.origin
+        torch.testing.assert_close(torch.tensor(origin.mean), torch.tensor(given["mean"]))
+        torch.testing.assert_close(torch.tensor(origin.std), torch.tensor(given["std"]))
+    embed(out=tmp_path / "plain.safetensors", quiet=False)
+    assert f"{weights} {guessed}; those of these training images are used" in capsys.readouterr().out

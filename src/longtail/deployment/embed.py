@@ -29,6 +29,12 @@ from longtail.training.run_data import frame_for_run, read_splits
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _SHARD_IMAGES = 4096
 _PLAIN = "plain"
+_READ = (
+    "data root backbone pretrained image_size imbalance folds val_fraction on_bad_image seed device precision "
+    "loading.workers loading.resize loading.interpolation"
+).split()
+"""Options of a training that say something here, beside those of the data (``source``); ``folds`` and ``val_fraction``
+are read to be refused."""
 
 
 def embed(
@@ -70,7 +76,12 @@ def embed(
     say, target = ProgressReporter(quiet), Path(out)
     _check(target, views, view, dtype, batch_size, shard_images, overwrite)
     given = parse_values(options, "embed") | {"data": str(data)}
-    config = make_config({"method": "cross_entropy", **given})
+    read = {key: value for key, value in given.items() if _is_read(key, views, view)}
+    # The plainest method, and no texts: what a training would choose beside the encoder is not looked at.
+    config = make_config({"method": "cross_entropy", "start.head": "random", **read})
+    unread = [f"--{key}" for key in given if key not in read]
+    if unread:
+        say.say(f"not read by longtail embed, so without effect: {', '.join(unread)}.")
     splits = read_splits(config, say)
     config, splits, notes = _framed(config, given, splits, say)
     encoder, origin = _encoder(config, splits)
@@ -110,7 +121,7 @@ def embed(
     record = {
         "class_names": list(splits.train.class_names),
         "test_split": splits.test_split,
-        "notes": [*splits.notes, *notes],
+        "notes": list(splits.notes),
         "source": str(data),
         "origin": origin_record(origin),
     }
@@ -205,7 +216,9 @@ def _framed(
         raise UserError("--folds and --val_fraction are for the training on the features, not for longtail embed.")
     if config.backbone is None:
         raise UserError("say with --backbone which encoder embeds the images, such as --backbone resnet50.")
-    config, notes = resolve(config, splits)
+    asked = config.precision
+    config, _ = resolve(config, splits)  # its notes are on a training that does not take place
+    notes = [f"precision {config.precision} is used."] if asked == "fastest" else []
     # Files are read as a stream: each is needed once.
     config = replace_options(config, {"loading.resident": False}) if isinstance(splits.train, ImageFiles) else config
     config, weight_notes = choose_pretrained(config, splits)
@@ -228,6 +241,13 @@ def _encoder(config: TrainConfig, splits: DataSplits) -> tuple[nn.Module, Featur
     words = {"none": "random weights"}.get(weights, weights)
     digest = digest_of(encoder.state_dict())
     return encoder, FeatureOrigin(name, channels, splits.mean, splits.std, splits.train.framing, words, digest=digest)
+
+
+def _is_read(option: str, views: int, view: str | None) -> bool:
+    """Return whether embedding reads an option of a training; the recipe of views is read where there are several."""
+    if option == "views.classifier":
+        return views > 1 and view is None
+    return option in _READ or option.startswith("source.")
 
 
 def _check(
