@@ -19,7 +19,7 @@ from longtail.reporting import fold_summary, read_log, summary, unlearned, warni
 from longtail.training.defaults import choose_pretrained, chosen_framing, describe, resolve
 from longtail.training.evaluation import write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
-from longtail.training.kept_encoder import keep_encoder
+from longtail.training.kept_encoder import check_encoder, keep_encoder
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import (
     frame_for_run,
@@ -121,10 +121,14 @@ def _train_one(
     seen = splits.train.fingerprint()
     splits = frame_for_run(config, splits, say)
     _check_ready_runs_stay(config, overwrite)
+    if isinstance(splits.train, FeatureSet) and not resumed:
+        check_encoder(splits.train.origin)  # before anything is deleted
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
         if not folder.holds_run and isinstance(splits.train, FeatureSet):
-            keep_encoder(folder.path, splits.train.origin)
+            kept = keep_encoder(folder.path, splits.train.origin)
+            if not kept and not config.source.fold:
+                say.say("the encoder that made these features is not beside them: predictions will need features.")
         if not folder.holds_run:
             folder.write_config(config)
             write_data_record(folder.path, splits, notes, seen)

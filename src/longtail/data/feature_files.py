@@ -43,6 +43,11 @@ _PLAN = "plan.json"
 """The file that is there from an embedding's first shard on."""
 
 
+def shards_of(path: Path) -> Path:
+    """Return the folder in which shards lie until the file ``path`` is made of them."""
+    return path.with_name(f"{path.name}.parts")
+
+
 def holds_features(path: Path) -> bool:
     """Return whether ``path`` is a file or folder of features, by its ending or by the arrays that it holds."""
     if path.is_dir():
@@ -315,7 +320,21 @@ def read_origin(record: Any, folder: Path) -> FeatureOrigin:
         framing=Framing((height, width), int(framing["resize"]), framing["interpolation"]),
         weights=str(record["weights"]),
         file=file if file is not None and file.is_file() else None,
+        digest=None if record.get("digest") is None else str(record["digest"]),
     )
+
+
+def origin_of(path: str | Path) -> FeatureOrigin | None:
+    """Return the encoder that a file or folder of features says it is of; None if it does not say.
+
+    Raises:
+        UserError: its record cannot be read.
+    """
+    path = Path(path).expanduser()
+    folder, stem = (path, INDEX.removesuffix(".json")) if path.is_dir() else (path.parent, path.stem)
+    if path.suffix.lower() == ".npz" or not (folder / f"{stem}.json").is_file():
+        return None
+    return _origin(path, load_meta(folder, stem))
 
 
 def _origin(path: Path, meta: dict[str, Any]) -> FeatureOrigin | None:
@@ -338,6 +357,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if _is_ours(path.with_suffix(".json")):
         tensors, meta = load_tensors(path.parent, path.stem)
         return tensors, _with_names(path, meta)
+    if shards_of(path).is_dir():  # the record is written last
+        raise UserError(
+            f"{path} is unfinished: its shards lie in {shards_of(path)}; give the longtail embed that began it once "
+            "more, which goes on."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict

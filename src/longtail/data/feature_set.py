@@ -34,6 +34,7 @@ class FeatureOrigin:
         framing: how an image of any size becomes what it takes.
         weights: where its weights came from, in words.
         file: the file of its weights, ``.safetensors``; None if it is not kept.
+        digest: SHA-256 of its tensors, by which features and encoders know each other; None if not known.
     """
 
     encoder: str
@@ -43,6 +44,7 @@ class FeatureOrigin:
     framing: Framing
     weights: str
     file: Path | None = None
+    digest: str | None = None
 
     def words(self, features: FeatureSet) -> str:
         """Return a sentence on what ``features`` are."""

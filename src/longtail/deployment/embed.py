@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,25 @@ from longtail.data.feature_files import origin_record, packed_paths
 from longtail.data.feature_set import FeatureOrigin
 from longtail.data.streaming import default_workers, view_frames
 from longtail.data.views import View, check_recipe
-from longtail.deployment.feature_store import FeatureStore
+from longtail.deployment.feature_store import FeatureStore, is_begun, written_files
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
 from longtail.models import build_encoder, feature_dim, load_weights
 from longtail.options import make_config, parse_values
 from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.kept_encoder import digest_of
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import frame_for_run, read_splits
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _SHARD_IMAGES = 4096
 _PLAIN = "plain"
+_READ = (
+    "data root backbone pretrained image_size imbalance folds val_fraction on_bad_image seed device precision "
+    "loading.workers loading.resize loading.interpolation"
+).split()
+"""Options of a training that say something here, beside those of the data (``source``); ``folds`` and ``val_fraction``
+are read to be refused."""
 
 
 def embed(
@@ -69,7 +76,12 @@ def embed(
     say, target = ProgressReporter(quiet), Path(out)
     _check(target, views, view, dtype, batch_size, shard_images, overwrite)
     given = parse_values(options, "embed") | {"data": str(data)}
-    config = make_config({"method": "cross_entropy", **given})
+    read = {key: value for key, value in given.items() if _is_read(key, views, view)}
+    # The plainest method, and no texts: what a training would choose beside the encoder is not looked at.
+    config = make_config({"method": "cross_entropy", "start.head": "random", **read})
+    unread = [f"--{key}" for key in given if key not in read]
+    if unread:
+        say.say(f"not read by longtail embed, so without effect: {', '.join(unread)}.")
     splits = read_splits(config, say)
     config, splits, notes = _framed(config, given, splits, say)
     encoder, origin = _encoder(config, splits)
@@ -80,7 +92,7 @@ def embed(
     made |= {f"view {number}": build_view(recipe, mean, std) for number in range(1, views)}
     plan = {
         "data": [splits.train.fingerprint(), splits.test.fingerprint()],
-        "encoder": [origin_record(origin), _digest(encoder)],
+        "encoder": origin_record(origin),
         "views": [views, recipe if views > 1 else None, config.seed],
         "type": [dtype, config.precision],
         "shard_images": shard_images,
@@ -109,7 +121,7 @@ def embed(
     record = {
         "class_names": list(splits.train.class_names),
         "test_split": splits.test_split,
-        "notes": [*splits.notes, *notes],
+        "notes": list(splits.notes),
         "source": str(data),
         "origin": origin_record(origin),
     }
@@ -133,22 +145,24 @@ class _Embedding:
         self, store: FeatureStore, part: str, images: LabelledImages, views: Mapping[str, View], size: int
     ) -> Iterator[tuple[str, int]]:
         """Compute the shards of ``images`` that are not there; yield the name of each and how many images it holds."""
-        starts = list(range(0, len(images), size))
-        stems = [f"{part}-{number:05d}" for number in range(len(starts))]
-        # What is there is there from the first on; a later one is computed anew rather than decoded around.
-        known = next((number for number, stem in enumerate(stems) if not store.has(stem)), len(stems))
-        for start, stem in zip(starts[:known], stems[:known], strict=True):
-            yield stem, min(size, len(images) - start)
-        if known == len(stems):
-            return
-        batches = self._features(images, views, starts[known])
-        waiting: list[Tensor] = []
-        for start, stem in zip(starts[known:], stems[known:], strict=True):
+        stems = [f"{part}-{number:05d}" for number in range(-(-len(images) // size))]
+        batches: Iterator[Tensor] | None = None
+        waiting = torch.empty(0)
+        for number, stem in enumerate(stems):
+            start = number * size
             count = min(size, len(images) - start)
-            while sum(len(batch) for batch in waiting) < count:
-                waiting.append(next(batches))
-            whole = torch.cat(waiting)
-            waiting = [whole[count:]]
+            if store.has(stem):
+                # The batches that follow are of images that are embedded already.
+                batches = None
+                yield stem, count
+                continue
+            if batches is None:
+                batches, waiting = self._features(images, views, start), torch.empty(0)
+            gathered = [waiting] if len(waiting) else []
+            while sum(map(len, gathered)) < count:
+                gathered.append(next(batches))
+            whole = torch.cat(gathered)
+            waiting = whole[count:]
             rows = torch.arange(start, start + count)
             tensors = {"features": whole[:count].contiguous(), "labels": images.labels[rows]}
             if images.paths is not None:
@@ -183,8 +197,13 @@ class _Embedding:
                 f"the encoder {self.config.backbone} gives values that are not finite; try --precision float32, or "
                 "other weights."
             )
-        kept: Tensor = features.to(self.dtype).cpu()
-        return kept
+        kept: Tensor = features.to(self.dtype)
+        if not bool(torch.isfinite(kept).all()):
+            raise UserError(
+                f"the encoder {self.config.backbone} gives values up to {float(features.abs().max()):.3g}, which does "
+                "not fit float16; use --dtype float32."
+            )
+        return kept.cpu()
 
 
 def _framed(
@@ -197,7 +216,9 @@ def _framed(
         raise UserError("--folds and --val_fraction are for the training on the features, not for longtail embed.")
     if config.backbone is None:
         raise UserError("say with --backbone which encoder embeds the images, such as --backbone resnet50.")
-    config, notes = resolve(config, splits)
+    asked = config.precision
+    config, _ = resolve(config, splits)  # its notes are on a training that does not take place
+    notes = [f"precision {config.precision} is used."] if asked == "fastest" else []
     # Files are read as a stream: each is needed once.
     config = replace_options(config, {"loading.resident": False}) if isinstance(splits.train, ImageFiles) else config
     config, weight_notes = choose_pretrained(config, splits)
@@ -218,15 +239,15 @@ def _encoder(config: TrainConfig, splits: DataSplits) -> tuple[nn.Module, Featur
         encoder = build_encoder(name, channels, splits.train.image_size).eval()
     load_weights(encoder, name, weights, channels)
     words = {"none": "random weights"}.get(weights, weights)
-    return encoder, FeatureOrigin(name, channels, splits.mean, splits.std, splits.train.framing, words)
+    digest = digest_of(encoder.state_dict())
+    return encoder, FeatureOrigin(name, channels, splits.mean, splits.std, splits.train.framing, words, digest=digest)
 
 
-def _digest(encoder: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _is_read(option: str, views: int, view: str | None) -> bool:
+    """Return whether embedding reads an option of a training; the recipe of views is read where there are several."""
+    if option == "views.classifier":
+        return views > 1 and view is None
+    return option in _READ or option.startswith("source.")
 
 
 def _check(
@@ -242,7 +263,13 @@ def _check(
     if view is not None and views == 1:
         raise UserError(f"--view {view} is for further views; say how many with --views 4 or so.")
     if out.suffix:
-        check_output(out, overwrite, (".safetensors",))
+        # Shards that are there are of a command that could write the file: it, cut off while it wrote, goes on.
+        check_output(out, overwrite or is_begun(out), (".safetensors",))
+        taken = [path for path in written_files(out)[1:] if os.path.lexists(path)]
+        if taken and not (overwrite or is_begun(out)):
+            raise UserError(
+                f"--out {out} would also write {taken[0]}, which exists; add --overwrite or choose another file."
+            )
     elif out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file without .safetensors; name a .safetensors file or a folder.")
     elif (out / "features.json").exists() and not overwrite:

@@ -22,6 +22,7 @@ from longtail.training.defaults import pick_device
 from longtail.training.evaluation import evaluate_classifier, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.gallery import write_gallery
+from longtail.training.kept_encoder import check_same_encoder
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import read_other_data, read_run_data
 from longtail.training.run_folder import read_config
@@ -112,6 +113,8 @@ def evaluate(
         test = splits.test
     else:
         test = read_other_data(path, config, classifier, str(data), root, on_bad_image, unknown_labels, columns, say)
+    if isinstance(test, FeatureSet):
+        check_same_encoder(path, config.data if data is None else str(data), test.origin)
     evaluated = evaluate_classifier(classifier, test, where, config.group_edges, workers, path)
     evaluated = with_validation(path, evaluated, classifier.logit_prior)
     if expected is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from longtail.data.feature_files import origin_of
 from longtail.data.streaming import default_workers
 from longtail.deployment.answers import AnswerForm, Tally
 from longtail.deployment.image_inputs import ArrayImages, Source, find_features, find_images
@@ -30,6 +31,7 @@ from longtail.files import check_output
 from longtail.metrics import CONFORMAL_KINDS, estimate_prior
 from longtail.models import Classifier, with_crops
 from longtail.training.defaults import pick_device
+from longtail.training.kept_encoder import check_same_encoder
 from longtail.training.progress import ProgressReporter
 from longtail.training.shortlists import HeldOut, Shortlist, calibrate_shortlist, read_held_out
 
@@ -213,6 +215,7 @@ def _check_kind(
                 f"{source.file}: features have width {source.images.shape[1]}, but the model in {run} takes "
                 f"{classifier.spec['in_channels']}; they must come from the encoder that made those of the training."
             )
+        check_same_encoder(run, source.file, origin_of(source.file))
 
 
 def _check_names(classifier: Classifier, kind: str) -> None:

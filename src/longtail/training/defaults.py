@@ -17,9 +17,11 @@ from torch import nn
 
 from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
 from longtail.data import DataSplits, FeatureSet, Framing, ImageFiles, LabelledImages
+from longtail.data.feature_files import read_origin
 from longtail.data.feature_set import STORED
 from longtail.data.views import check_recipe
 from longtail.errors import UserError
+from longtail.files import load_meta
 from longtail.methods import get_method, is_read
 from longtail.models import (
     FEATURE_ENCODERS,
@@ -288,14 +290,39 @@ def _own_defaults(backbone: str, weights: str | None) -> EncoderDefaults | None:
     usual = encoder_defaults(backbone)
     if weights in (None, "auto", "none", "hub"):
         return usual
-    if (Path(str(weights)) / "model.json").exists():
-        return _of_run(Path(str(weights)))
+    recorded = _recorded_defaults(backbone, str(weights))
+    if recorded is not None:
+        return recorded
     if usual is None or Path(str(weights)).exists():
         return usual
     try:
         return encoder_defaults(published_name(backbone, str(weights)))
     except UserError:  # a repository, or a name that is refused before training
         return usual
+
+
+def _recorded_defaults(backbone: str, weights: str) -> EncoderDefaults | None:
+    """Return how the images of a run's weights were taken, or of those that ``longtail embed`` wrote; None of others.
+
+    Both are also known by their file, beside which their record lies.
+    """
+    path = Path(weights)
+    if (path / "model.json").exists():
+        return _of_run(path)
+    if path.suffix != ".safetensors" or not (path.is_file() and path.with_suffix(".json").is_file()):
+        return None
+    try:
+        record = load_meta(path.parent, path.stem)
+        if path.stem == "model":
+            return _of_run(path.parent)
+        origin = read_origin(record["origin"], path.parent)
+    except (UserError, KeyError, TypeError, ValueError):  # a record of another program, or of something else
+        return None
+    framing = origin.framing
+    # A record of features names the encoder's file too, but lies beside the features.
+    if origin.encoder != backbone or path.name not in ("encoder.safetensors", str(record["origin"]["file"])):
+        return None
+    return EncoderDefaults(framing.size, framing.resize, framing.interpolation, origin.mean, origin.std)
 
 
 def _of_run(path: Path) -> EncoderDefaults:
@@ -367,15 +394,31 @@ def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfi
 
 
 def _unknown_statistics(config: TrainConfig, weights: str) -> list[str]:
-    """Return a note where nothing says how the images that weights of CLIP were trained on had been normalised."""
+    """Return a note where nothing says how the images that weights were trained on had been normalised."""
     encoder = resolved(config.backbone)
     told = weights == "none" or is_published(encoder, weights) or (Path(weights) / "model.json").exists()
-    if not is_open_clip(encoder) or told or config.source.mean is None or not has_several_statistics(encoder):
+    if told or _recorded_defaults(encoder, weights) is not None:
+        return []
+    if not is_open_clip(encoder):
+        return _guessed_statistics(config, encoder, weights)
+    if config.source.mean is None or not has_several_statistics(encoder):
         return []
     mean = ", ".join(f"{value:.3g}" for value in config.source.mean)
     return [
         f"{weights} does not say how its images were normalised; those of {encoder} usually are by mean {mean}: if it "
         "was trained otherwise, give --source.mean and --source.std."
+    ]
+
+
+def _guessed_statistics(config: TrainConfig, encoder: str, weights: str) -> list[str]:
+    """Return a note on the statistics that are used with a file of weights, unless the user gave them."""
+    usual, mean = encoder_defaults(encoder), config.source.mean
+    if not Path(weights).is_file() or (mean is not None and (usual is None or list(usual.mean) != list(mean))):
+        return []
+    what = "those of these training images" if mean is None else f"those usual for {encoder}"
+    return [
+        f"{weights} does not say how its images were normalised; {what} are used: if it was trained otherwise, give "
+        "--source.mean and --source.std."
     ]
 
 
