@@ -83,7 +83,7 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{classes.tolist()[0]!r}."
             )
         self._read_prior(len(classes))
-        self._seed = seed_of(self.random_state)
+        options = replace_options(options, {"seed": seed_of(self.random_state)})
         alike = not uneven(weights)
         config, data = self._resolved(options, feature_set(X, labels, classes, None if alike else weights))
         with in_words_of(self._options):
@@ -96,6 +96,8 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, self.class_prior_ = classes, shares / shares.sum()
         self._masses = shares * (1.0 if weights is None or not alike else weights[0])
         self.n_iter_ = resolved(config.epochs)
+        # What ``partial_fit`` goes on with; a batch that was asked for may fit its parts, if not this data.
+        self._config = replace_options(config, {"batch_size": options.batch_size or config.batch_size})
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -158,7 +160,7 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         mean, std = feature_statistics(train.features, train.weights)
         data = DataSplits("features", train, train, mean, std, STORED)
         with in_words_of(self._options):
-            config, _ = resolve(replace_options(options, {"seed": self._seed}), data)
+            config, _ = resolve(options, data)
         return config, data
 
 
