@@ -18,8 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 import longtail
 from longtail import CosineClassifier, GMLClassifier, LogitAdjustedClassifier
-from longtail.config import replace_options
+from longtail.config import TrainConfig, replace_options
+from longtail.data import DataSplits, FeatureSet
 from longtail.data.feature_files import load_features
+from longtail.data.feature_set import STORED
 from longtail.options import make_config
 from longtail.training.defaults import choose_pretrained, resolve
 
@@ -88,6 +90,35 @@ def test_what_is_left_open_is_what_the_command_line_chooses(kind, data, tmp_path
     splits = load_features(config.data, config.source)
     config, _ = choose_pretrained(*resolve(replace_options(config, {"device": "cpu"}), splits)[:1], splits)
     assert replace_options(config, {"data": ""}) == caught.value.args[0]
+
+
+def chosen_for(rows, width, classes):
+    """What is left open, chosen for so many features; none of them is made."""
+    labels = torch.arange(rows) % classes
+    train = FeatureSet(torch.zeros(1, 1, width).expand(rows, -1, -1), labels, tuple(map(str, range(classes))))
+    data = DataSplits("features", train, train, (0.0,) * width, (1.0,) * width, STORED)
+    return resolve(TrainConfig(method="gml", pretrained="none"), data)[0]
+
+
+def test_what_the_docstrings_say_of_defaults():
+    few, many = chosen_for(50, 8, 5), chosen_for(400_000, 600, 5)
+    words = " ".join(GMLClassifier.__doc__.split())
+    assert f"about a third of the data, {few.queue.capacity} to {many.queue.capacity}," in words
+    assert f"half that of the features, {few.queue.projection_dim} to {many.queue.projection_dim}." in words
+    middle = chosen_for(3000, 100, 5)
+    assert (middle.queue.capacity, middle.queue.projection_dim) == (1024, 50)
+    assert "more than 2048 classes" in words
+    assert [chosen_for(5000, 8, classes).queue.capacity for classes in (1024, 2048, 2049)] == [2048, 4096, 8192]
+    assert "2 where there is room, 3 in a queue of 16384" in words
+    assert [chosen_for(50, 8, classes).queue.min_per_class for classes in (100, 4097)] == [2, 3]
+    for kind in KINDS:
+        words, default = " ".join(kind.__doc__.split()), kind().get_params()
+        assert f"within {many.epochs} to {few.epochs} epochs" in words
+        assert f"by the number of samples, {chosen_for(64, 8, 5).batch_size} to {many.batch_size}." in words
+        assert (default["learning_rate"], default["weight_decay"]) == (few.optimiser.lr, few.optimiser.weight_decay)
+        assert default["scale"] == few.loss.scale
+        assert default.get("temperature", 0.1) == few.loss.temperature
+        assert default.get("prior_strength", 1.0) == few.loss.prior_strength
 
 
 def test_given_options_reach_the_training(data, tmp_path):

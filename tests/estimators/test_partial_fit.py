@@ -93,6 +93,81 @@ def test_it_goes_on_from_a_fit(kind, data):
     assert again.n_iter_ == 20
 
 
+def begun(start, model, data):
+    """A model that began with ``fit`` or with a first part."""
+    X, y = data
+    return model.fit(X[:60], y[:60]) if start == "fit" else model.partial_fit(X[:60], y[:60], classes=CLASSES)
+
+
+CHANGES = {
+    "scale": 5.0,
+    "adapter": False,
+    "weight_decay": 0.9,
+    "batch_size": 7,
+    "random_state": 5,
+    "epochs": 9,
+    "device": "abacus",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", ["fit", "part"])
+def test_parameters_that_are_set_later_change_nothing_but_the_rate(kind, start, data):
+    X, y = data
+    later = {**CHANGES, "prior_strength": 0.0} if kind is LogitAdjustedClassifier else CHANGES
+    a, b = (begun(start, kind(epochs=2, batch_size=50, random_state=0), data) for _ in range(2))
+    before = a.classifier_.spec
+    b.set_params(**later)
+    for rows in (slice(60, 140), slice(140, 220)):
+        a.partial_fit(X[rows], y[rows])
+        b.partial_fit(X[rows], y[rows])
+    assert a.classifier_.spec == b.classifier_.spec == before
+    assert torch.equal(a.classifier_.logit_prior, b.classifier_.logit_prior)
+    np.testing.assert_array_equal(a.predict_proba(X), b.predict_proba(X))
+    a.set_params(learning_rate=0.1).partial_fit(X, y)
+    b.partial_fit(X, y)
+    assert np.abs(a.predict_proba(X) - b.predict_proba(X)).max() > 1e-3
+    # And a fit reads them all.
+    c = b.set_params(device="cpu").fit(X, y)
+    fresh = kind(**c.get_params()).fit(X, y)
+    np.testing.assert_array_equal(c.predict_proba(X), fresh.predict_proba(X))
+    assert c.classifier_.spec["scale"] == 5.0
+
+
+@pytest.mark.parametrize("start", ["fit", "part"])
+def test_a_rate_that_cannot_be_meant_is_refused_at_every_part(start, data):
+    X, y = data
+    model = begun(start, LogitAdjustedClassifier(epochs=1, random_state=0), data)
+    for wrong, message in ((30.0, "^weight_decay 0.05 times learning_rate"), (-1.0, "^learning_rate must be above 0")):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                model.set_params(learning_rate=wrong).partial_fit(X, y)
+    assert model.n_iter_ == 1
+    assert np.isfinite(model.set_params(learning_rate=0.01).partial_fit(X, y).predict_proba(X)).all()
+
+
+@pytest.mark.parametrize("start", ["fit", "part"])
+@pytest.mark.parametrize(("asked", "size"), [(50, 50), (None, 32)])
+def test_a_small_first_part_leaves_the_batches_of_later_ones_as_they_are(start, asked, size, data, monkeypatch):
+    X, y = data
+    few = 40 if start == "fit" else 1
+    model = LogitAdjustedClassifier(epochs=1, batch_size=asked, random_state=0)
+    if start == "fit":
+        model.fit(X[:few], y[:few])
+    else:
+        model.partial_fit(X[:few], y[:few], classes=CLASSES)
+    sizes = []
+
+    class Spy(in_parts.TrainingStep):
+        def __call__(self, batch, progress):
+            sizes.append(len(batch.ids))
+            super().__call__(batch, progress)
+
+    monkeypatch.setattr(in_parts, "TrainingStep", Spy)
+    model.partial_fit(X[60:160], y[60:160], classes=np.unique(y[:few]) if start == "fit" else CLASSES)
+    assert sizes[0] == size
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pickle_between_two_parts_changes_nothing(kind, data):
     first = kind(random_state=0)

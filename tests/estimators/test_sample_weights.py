@@ -1,10 +1,13 @@
 """Sample weights: what holds bit for bit, and what on average."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from longtail import CosineClassifier, GMLClassifier, LogitAdjustedClassifier
+from longtail import CosineClassifier, GMLClassifier, LogitAdjustedClassifier, estimators
 
 KINDS = (GMLClassifier, LogitAdjustedClassifier, CosineClassifier)
 
@@ -66,6 +69,31 @@ def test_only_ratios_matter(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [7.3, 1e-3])
+def test_a_factor_on_the_weights_is_rounding(kind, factor, data):
+    X, y = data
+    weight = 1.0 + np.arange(len(y)) % 4
+    first, second = (kind(epochs=2, random_state=0).fit(X, y, sample_weight=times * weight) for times in (1, factor))
+    np.testing.assert_allclose(first.class_prior_, second.class_prior_, rtol=1e-12)
+    np.testing.assert_allclose(first.predict_proba(X), second.predict_proba(X), atol=1e-4)
+
+
+def test_one_number_is_a_weight_for_all(data):
+    X, y = data
+    model, other = (LogitAdjustedClassifier(epochs=1, random_state=0) for _ in range(2))
+    assert_same(model.fit(X, y, sample_weight=3), other.fit(X, y))
+
+
+def test_nothing_private_of_scikit_learn_is_used():
+    """A name with an underscore may go in any release of it."""
+    for file in Path(estimators.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sklearn"):
+                parts = [*str(node.module).split("."), *(name.name for name in node.names)]
+                assert not [part for part in parts if part.startswith("_")], file.name
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_whole_weights_count_as_repetition_does(kind, data):
     """All that is no draw is the same: prior, class counts, mean and deviation of the features."""
     X, y = data
@@ -107,8 +135,12 @@ def test_weights_move_what_is_learned(kind):
     [
         (np.zeros(110), "zero"),
         (-np.ones(110), "Negative values in data passed to `sample_weight`"),
-        (np.ones(109), "sample_weight"),
-        (np.full(110, np.nan), "NaN"),
+        (np.ones(109), r"sample_weight has shape \[109\]; give one for each of 110 samples"),
+        (np.ones((110, 1)), r"sample_weight has shape \[110, 1\]"),
+        (np.full(110, np.nan), "sample_weight contains NaN"),
+        (["a few"] * 110, "could not convert string"),
+        (0, "zero for every sample"),
+        (-1.0, "Negative values"),
     ],
 )
 def test_weights_that_are_none(weight, message, data):

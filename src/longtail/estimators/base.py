@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from longtail.config import TrainConfig, replace_options, resolved
 from longtail.data import DataSplits, FeatureSet
@@ -61,10 +63,12 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: features ``[N, D]``, finite; used in float32 and standardised by their own mean and deviation.
             y: labels ``[N]``, numbers or strings, of two classes or more.
-            sample_weight: how much each sample counts, ``[N]``, not negative; None = all alike. An epoch draws a sample
-                in proportion to its weight, and the class prior is that of the weights. Only their ratios matter, equal
-                weights are none, and a sample of weight 0 is as good as left out: both bit for bit. A sample of weight
-                2 is drawn as often as two of weight 1, so it trains alike on average, but not bit for bit.
+            sample_weight: how much each sample counts, ``[N]`` or one number, not negative; None = all alike. An epoch
+                draws a sample in proportion to its weight, and the class prior is that of the weights. Equal weights
+                are none, and a sample of weight 0 is as good as left out: both bit for bit. Beyond that only the ratios
+                of weights matter, up to rounding: all of them times 7.3 may change the last digits of a prediction. A
+                sample of weight 2 is drawn as often as two of weight 1, so it trains alike on average, but not bit for
+                bit.
 
         Raises:
             ValueError: the data or a parameter does not fit.
@@ -83,7 +87,7 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{classes.tolist()[0]!r}."
             )
         self._read_prior(len(classes))
-        self._seed = seed_of(self.random_state)
+        options = replace_options(options, {"seed": seed_of(self.random_state)})
         alike = not uneven(weights)
         config, data = self._resolved(options, feature_set(X, labels, classes, None if alike else weights))
         with in_words_of(self._options):
@@ -96,6 +100,8 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, self.class_prior_ = classes, shares / shares.sum()
         self._masses = shares * (1.0 if weights is None or not alike else weights[0])
         self.n_iter_ = resolved(config.epochs)
+        # What ``partial_fit`` goes on with; a batch that was asked for may fit its parts, if not this data.
+        self._config = replace_options(config, {"batch_size": options.batch_size or config.batch_size})
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -158,7 +164,7 @@ class FeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         mean, std = feature_statistics(train.features, train.weights)
         data = DataSplits("features", train, train, mean, std, STORED)
         with in_words_of(self._options):
-            config, _ = resolve(replace_options(options, {"seed": self._seed}), data)
+            config, _ = resolve(options, data)
         return config, data
 
 
@@ -168,7 +174,14 @@ def weighing_rows(X: Any, y: Any, sample_weight: ArrayLike) -> tuple[Any, Any, A
     Raises:
         ValueError: weights are not finite, negative, all zero or not one a row.
     """
-    weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    weights = check_array(
+        np.full(len(X), sample_weight) if isinstance(sample_weight, Real) else sample_weight,
+        ensure_2d=False,
+        dtype=np.float64,
+        input_name="sample_weight",
+    )
+    if weights.shape != (len(X),):
+        raise ValueError(f"sample_weight has shape {list(weights.shape)}; give one for each of {len(X)} samples.")
     if weights.min() < 0:
         raise ValueError("Negative values in data passed to `sample_weight`.")
     kept = weights > 0

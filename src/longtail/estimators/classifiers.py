@@ -27,9 +27,10 @@ class GMLClassifier(FeatureClassifier):
         temperature: of the contrast's kernel; the first value if it is learned.
         learn_temperature: learn it.
         prior_strength: scales log p(c) in both losses: 1 = the paper, 0 = no prior.
-        queue_size: samples in the queue; None = about a third of the data, 256 to 16384.
-        min_per_class: least samples of a class in the queue; None = 2 where there is room.
-        projection_dim: width of the space of the contrast; None = half that of the features, at least 16.
+        queue_size: samples in the queue; None = about a third of the data, 256 to 4096, or more where there are more
+            than 2048 classes.
+        min_per_class: least samples of a class in the queue; None = 2 where there is room, 3 in a queue of 16384.
+        projection_dim: width of the space of the contrast; None = half that of the features, 16 to 128.
         scale: of the cosine classifier, the inverse temperature of its softmax.
         adapter: train a residual network on the features; if not, the classifier sees them as they are, and the
             contrast shapes nothing that is deployed.

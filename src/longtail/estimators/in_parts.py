@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from longtail.config import TrainConfig, resolved
+from longtail.config import TrainConfig, replace_options, resolved
 from longtail.data import FeatureSet
 from longtail.data.feature_loading import FeatureLoader
 from longtail.data.feature_set import feature_statistics
@@ -29,6 +29,9 @@ from longtail.training.guard import Diverged
 from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.random_numbers import own_random_numbers, seed_torch
 from longtail.training.step import TrainingStep
+
+_SHOWN = 32
+"""Samples for which the default batch is as many."""
 
 
 class InParts(FeatureClassifier):
@@ -54,7 +57,9 @@ class InParts(FeatureClassifier):
         The class prior in the loss is that of all samples so far (a class that has none yet counts as the rarest one),
         so it changes as they come; ``class_prior_`` is the prior at the end. Mean and deviation of the features stay
         those of the first call, or of ``fit``: let the first part be one like the others. The learning rate is constant
-        at ``learning_rate``, which is read anew at every call; the other parameters are those of the first.
+        at ``learning_rate``, which is read anew at every call, as ``prior`` is, of which training knows nothing; the
+        other parameters stay those of the first call, or of ``fit``, whatever they are set to since. A batch is no
+        larger than the part; ``batch_size=None`` is by the number of samples of that first call, or of ``fit``.
 
         Args:
             X: features ``[N, D]``, finite, one row or more.
@@ -82,12 +87,13 @@ class InParts(FeatureClassifier):
         masses = np.bincount(labels, weights, minlength=len(known)) + (0 if first else self._masses)
         part = feature_set(X, labels, known, weights if uneven(weights) else None)
         self._read_prior(len(known))
-        if first:
-            self._seed = seed_of(self.random_state)
-        parts = self._parts or self._started(options, part, None if first else self.classifier_)
-        parts.rate = resolved(options.optimiser.lr)
+        seed = seed_of(self.random_state) if first else None
+        config = self._going_on(options, part, seed)
+        with in_words_of(self._options):
+            parts = self._parts or _Parts(config, part, None if first else self.classifier_)
+        parts.rate = resolved(config.optimiser.lr)
         loss = parts.train(part, torch.from_numpy(masses))
-        self._parts, self._masses, self.classes_ = parts, masses, known
+        self._parts, self._config, self._masses, self.classes_ = parts, config, masses, known
         self.classifier_, self.class_prior_ = parts.classifier(), masses / masses.sum()
         self.n_iter_ = 1 if first else self.n_iter_ + 1
         self.loss_curve_ = [*([] if first else self.loss_curve_), loss]
@@ -105,13 +111,25 @@ class InParts(FeatureClassifier):
             raise ValueError(f"{type(self).__name__} needs two classes or more, but classes holds {known.tolist()}.")
         return known
 
-    def _started(self, options: TrainConfig, part: FeatureSet, trained: Classifier | None) -> _Parts:
-        # Sizes alone are looked at, and batches of one are refused for the sake of methods with batch normalisation.
-        rows = torch.zeros(1, 1, part.channels).expand(max(len(part), 2), -1, -1)
-        alike = replace(part, features=rows, labels=torch.zeros(len(rows), dtype=torch.int64), weights=None)
+    def _going_on(self, options: TrainConfig, part: FeatureSet, seed: int | None) -> TrainConfig:
+        """Return the resolved options of a part: those that training began with, at the learning rate of now.
+
+        Args:
+            options: what the parameters say now.
+            part: the data.
+            seed: of training that begins here; None = it goes on.
+        """
+        if seed is None:
+            options = replace_options(self._config, {"optimiser.lr": options.optimiser.lr})
+        else:
+            options = replace_options(options, {"seed": seed})
+        # Sizes alone are looked at. A part may be smaller than any batch, and the batches of all parts must not be cut
+        # down to it, so it is shown as large as the smallest batch, and a batch that was asked for is kept.
+        size = max(len(part), _SHOWN)
+        rows = torch.zeros(1, 1, part.channels).expand(size, -1, -1)
+        alike = replace(part, features=rows, labels=torch.zeros(size, dtype=torch.int64), weights=None)
         config, _ = self._resolved(options, alike)
-        with in_words_of(self._options):
-            return _Parts(config, part, trained)
+        return replace_options(config, {"batch_size": options.batch_size or config.batch_size})
 
 
 class _Parts:
