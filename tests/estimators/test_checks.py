@@ -11,7 +11,7 @@ from longtail import CosineClassifier, GMLClassifier, LogitAdjustedClassifier
 
 # Few epochs at a higher rate, as scikit-learn gives its own estimators few iterations: the checks fit them often.
 KINDS = (GMLClassifier, LogitAdjustedClassifier, CosineClassifier)
-SHORT = [kind(epochs=10, learning_rate=0.03) for kind in KINDS]
+SHORT = [kind(epochs=6, learning_rate=0.03) for kind in KINDS]
 CANNOT_HOLD = {
     "check_sample_weight_equivalence_on_dense_data": (
         "an epoch draws mini-batches: a sample of weight 2 is drawn as often as two samples, but in other batches, so "
