@@ -10,6 +10,7 @@ embed`` writes beside its file.
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import asdict, replace
@@ -273,7 +274,8 @@ def _as_names(path: Path, stored: Any) -> tuple[str, ...]:
     for name in names:
         if name in seen:
             raise UserError(f"{path}: 'class_names' names {name!r} twice; give every class a name of its own.")
-        if not name.isprintable():  # control characters, and halves of characters that no file can hold
+        # No more than of folders, whose features are read here: control characters, halves of characters no file holds.
+        if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
             raise UserError(f"{path}: 'class_names' holds {name!a}, which is not printable text; write another.")
         seen.add(name)
     return tuple(names)
