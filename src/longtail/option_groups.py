@@ -15,7 +15,7 @@ class DataOptions:
 
     Attributes:
         profile: long-tailed profile that ``imbalance`` cuts: exponential (Cao et al. 2019) or step (Buda et al. 2018).
-        test: a second folder, manifest or split list that holds the test images.
+        test: a second folder, manifest, split list or file of features that holds the test images.
         test_share: share of each class that is held out for the test where the data has no test split.
         split_seed: which images are held out, and how folds are dealt; not moved by ``seed``.
         repeats: how often ``folds`` are dealt anew.

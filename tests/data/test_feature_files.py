@@ -47,9 +47,10 @@ def write(path, content, names=None):
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
 def test_what_is_written_is_what_is_read(ending, tmp_path):
     content = arrays()
-    splits = load_data(write(tmp_path / f"f.{ending}", content, ["ant", "bee", "fly"]))
+    names = ["ant", "fire\xa0ant", "fl\u200dy"]
+    splits = load_data(write(tmp_path / f"f.{ending}", content, names))
     assert isinstance(splits.train, FeatureSet)
-    assert splits.train.class_names == ("ant", "bee", "fly")
+    assert splits.train.class_names == tuple(names)
     assert splits.train.channels == 5
     assert splits.train.views == 1
     np.testing.assert_array_equal(splits.train.features[:, 0], content["train_features"])

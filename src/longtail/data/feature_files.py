@@ -10,8 +10,10 @@ embed`` writes beside its file.
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -278,7 +280,8 @@ def _as_names(path: Path, stored: Any) -> tuple[str, ...]:
     for name in names:
         if name in seen:
             raise UserError(f"{path}: 'class_names' names {name!r} twice; give every class a name of its own.")
-        if not name.isprintable():  # control characters, and halves of characters that no file can hold
+        # No more than of folders, whose features are read here: control characters, halves of characters no file holds.
+        if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
             raise UserError(f"{path}: 'class_names' holds {name!a}, which is not printable text; write another.")
         seen.add(name)
     return tuple(names)
@@ -397,13 +400,36 @@ def _is_ours(path: Path) -> bool:
 
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     meta = load_meta(path, INDEX.removesuffix(".json"))
-    shards: dict[str, list[Tensor]] = {}
-    for stem in meta["shards"]:
-        tensors, record = load_tensors(path, str(stem))
-        for name in ("features", "labels", "paths"):
-            if name in tensors:
-                shards.setdefault(f"{record['part']}_{name}", []).append(tensors[name])
-    return {name: join_parts(name, parts) for name, parts in shards.items()}, _with_names(path, meta)
+    stems = [str(stem) for stem in meta["shards"]]
+    rows: Counter[str] = Counter()
+    for stem in stems:
+        rows[str(load_meta(path, stem)["part"])] += _rows(path, stem)
+    whole: dict[str, Tensor] = {}
+    paths: dict[str, list[Tensor]] = {}
+    filled: Counter[str] = Counter()
+    for stem in stems:
+        tensors, record = load_tensors(path, stem)
+        part = str(record["part"])
+        # Room for all is made at the first shard, so that there is never a second copy of more than one.
+        for kind in ("features", "labels"):
+            name, found = f"{part}_{kind}", tensors[kind]
+            if name not in whole:
+                whole[name] = torch.empty((rows[part], *found.shape[1:]), dtype=found.dtype)
+            whole[name][filled[part] : filled[part] + len(found)] = found
+        filled[part] += len(tensors["labels"])
+        if "paths" in tensors:
+            paths.setdefault(f"{part}_paths", []).append(tensors["paths"])
+    return whole | {name: join_parts(name, parts) for name, parts in paths.items()}, _with_names(path, meta)
+
+
+def _rows(path: Path, stem: str) -> int:
+    """Return how many rows a shard holds, by its header alone."""
+    try:
+        with safe_open(path / f"{stem}.safetensors", framework="pt") as file:
+            return int(file.get_slice("labels").get_shape()[0])
+    except (SafetensorError, OSError):
+        tensors, _ = load_tensors(path, stem)  # says what is wrong with it
+        return len(tensors["labels"])
 
 
 def join_parts(name: str, parts: list[Tensor]) -> Tensor:

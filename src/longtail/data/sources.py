@@ -95,8 +95,8 @@ def load_data(
 
     Args:
         data: a name (see ``source_names``), a folder of images, a manifest (``.csv``, ``.tsv``, ``.parquet``), a split
-            list (``.txt``), an ``.npz`` file of arrays (see ``load_arrays``), Parquet files that hold images, or
-            ``hf:owner/name`` (see ``read_embedded``).
+            list (``.txt``), an ``.npz`` file of arrays (see ``load_arrays``), features (see ``load_features``), Parquet
+            files that hold images, or ``hf:owner/name`` (see ``read_embedded``).
         imbalance: largest over smallest training class, at least 1. None: 100 for the long-tailed sets that are made
             here, and any other training set as it is. One with another profile is cut: the classes, from the largest
             down, keep at most what the profile gives them, with the largest class as n_max.
