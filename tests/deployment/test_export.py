@@ -84,7 +84,7 @@ def test_every_kind_of_encoder_at_any_batch_size(tmp_path, build_model, encoder,
         assert logits == pytest.approx(model.logits(torch.from_numpy(pixels)).numpy(), abs=1e-4 * 30)
 
 
-@pytest.mark.parametrize("side", [160, 64])  # its own size, and one that its position embeddings are resampled to
+@pytest.mark.parametrize("side", [pytest.param(160, marks=pytest.mark.check), 64])  # its own size; and resampled
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_transformer_takes_pixels_and_carries_its_class_names(tmp_path, build_model, format, side):
     if format == "onnx":

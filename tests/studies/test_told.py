@@ -179,7 +179,7 @@ def test_the_list_of_studies(desk):
     ("words", "naming"),
     [
         ("method", ["unknown study 'method'", "'methods'"]),
-        ("clip", ["unknown study 'clip'"]),
+        ("clop", ["unknown study 'clop'"]),
         ("methods --seeds 0", ["--seeds must be 1 or more"]),
         ("methods --jobs two", ["--jobs must be a whole number"]),
         ("methods --methods gmll", ["unknown method 'gmll'", "'gml'"]),

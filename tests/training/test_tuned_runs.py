@@ -68,6 +68,8 @@ def options(splits, weights):
             "teacher.epochs": 1,
         }
         given |= {"backbone": VIT, "pretrained": str(weights), "checkpoint.every_seconds": 0.0}
+        # As the pixels of `splits` are normalised.
+        given |= {"source.mean": list(splits.mean), "source.std": list(splits.std)}
         given |= {key.replace("__", "."): value for key, value in changes.items()}
         config, _ = resolve(make_config({key: value for key, value in given.items() if value is not None}), splits)
         return replace_options(choose_pretrained(config, splits)[0], {"out": "unused"})
