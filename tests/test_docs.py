@@ -108,7 +108,7 @@ def folder(files, tmp_path, request):
     """A copy of `files` for one page, with a finished run if the page speaks of one without training it."""
     lines = commands(request.getfixturevalue("page"))
     path = tmp_path / "work"
-    shutil.copytree(files, path, symlinks=True)
+    shutil.copytree(files, path, symlinks=True, ignore=shutil.ignore_patterns("runs"))  # of other pages
     if any(TRAINED in line for line in lines) and not any(f"--out {TRAINED}" in line for line in lines):
         shutil.copytree(request.getfixturevalue("trained"), path / TRAINED)
     return path
