@@ -32,12 +32,13 @@ from longtail.data.feature_files import with_statistics
 from longtail.data.feature_loading import FeatureLoader
 from longtail.methods import MethodContext, get_method
 from longtail.options import make_config
-from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.defaults import resolve
 from longtail.training.in_memory import train_in_memory
 from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.run_folder import processor_name
 from longtail.training.stages import plan_stages
 from longtail.training.step import TrainingStep
+from longtail.training.weight_defaults import choose_pretrained
 
 SIDE = 3072
 STEPS = 10

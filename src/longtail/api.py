@@ -16,9 +16,10 @@ from longtail.methods import get_method, is_read
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
 from longtail.reporting import fold_summary, read_log, summary, unlearned, warnings, write_report
-from longtail.training.defaults import choose_pretrained, chosen_framing, describe, resolve
+from longtail.training.defaults import describe, resolve
 from longtail.training.evaluation import write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
+from longtail.training.framing_defaults import chosen_framing
 from longtail.training.kept_encoder import check_encoder, keep_encoder
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import (
@@ -37,6 +38,7 @@ from longtail.training.run_folder import (
 )
 from longtail.training.stages import run_stages
 from longtail.training.tracking import Tracking, check_tracking
+from longtail.training.weight_defaults import choose_pretrained
 
 _CHOOSE_DATA = (
     "data root method imbalance folds val_fraction source.profile source.test source.test_share source.split_seed"

@@ -23,7 +23,8 @@ from longtail.data import DataSplits, FeatureSet
 from longtail.data.feature_files import load_features
 from longtail.data.feature_set import STORED
 from longtail.options import make_config
-from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.defaults import resolve
+from longtail.training.weight_defaults import choose_pretrained
 
 KINDS = (GMLClassifier, LogitAdjustedClassifier, CosineClassifier)
 COUNTS = (90, 40, 20, 8)

@@ -11,7 +11,8 @@ from longtail.data import DataSplits, ImageFiles, ImageSet, exponential_profile
 from longtail.data.image_set import PathTable
 from longtail.errors import UserError
 from longtail.options import make_config
-from longtail.training.defaults import describe, pick_device, resolve
+from longtail.training.defaults import describe, resolve
+from longtail.training.devices import pick_device
 
 
 def splits_of(counts, side, channels=3, views="cifar"):

@@ -18,11 +18,12 @@ from longtail.methods.gml import GML
 from longtail.models import Classifier, TunedEncoder, build_encoder, load_weights
 from longtail.option_groups import TuneOptions
 from longtail.options import make_config
-from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.defaults import resolve
 from longtail.training.guard import Interrupted
 from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.stages import plan_stages
 from longtail.training.time_estimate import estimate_time
+from longtail.training.weight_defaults import choose_pretrained
 from whole_runs import run, stop_at_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,9 +15,10 @@ from longtail.errors import UserError
 from longtail.methods import MethodContext, get_method
 from longtail.models import Classifier, build_encoder, class_embeddings, class_prompts, encoder_defaults, load_weights
 from longtail.options import make_config
-from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.defaults import resolve
 from longtail.training.guard import Interrupted
 from longtail.training.stages import plan_stages
+from longtail.training.weight_defaults import choose_pretrained
 from longtail.training.zero_shot import TextHeads, read_zero_shot
 from whole_runs import run, stop_at_step
 

@@ -21,10 +21,11 @@ from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
 from longtail.models import build_encoder, feature_dim, load_weights
 from longtail.options import make_config, parse_values
-from longtail.training.defaults import choose_pretrained, resolve
+from longtail.training.defaults import resolve
 from longtail.training.kept_encoder import digest_of
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import frame_for_run, read_splits
+from longtail.training.weight_defaults import choose_pretrained
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _SHARD_IMAGES = 4096

@@ -18,7 +18,7 @@ from longtail.options import make_config, parse_values
 from longtail.reporting import fold_summary, summary, warnings, write_report
 from longtail.training.calibration import read_temperature, with_validation
 from longtail.training.checkpoint import CheckpointFolder
-from longtail.training.defaults import pick_device
+from longtail.training.devices import pick_device
 from longtail.training.evaluation import evaluate_classifier, write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.gallery import write_gallery

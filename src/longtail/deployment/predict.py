@@ -30,7 +30,7 @@ from longtail.errors import UserError, counted, unknown_name
 from longtail.files import check_output
 from longtail.metrics import CONFORMAL_KINDS, estimate_prior
 from longtail.models import Classifier, with_crops
-from longtail.training.defaults import pick_device
+from longtail.training.devices import pick_device
 from longtail.training.kept_encoder import check_same_encoder
 from longtail.training.progress import ProgressReporter
 from longtail.training.shortlists import HeldOut, Shortlist, calibrate_shortlist, read_held_out

@@ -25,7 +25,9 @@ from longtail.reporting.inspect_findings import findings
 from longtail.reporting.inspect_page import is_ours, render
 from longtail.reporting.inspect_text import lines
 from longtail.reporting.reproduce import as_text
-from longtail.training.defaults import chosen_framing, describe, pick_device, resolve
+from longtail.training.defaults import describe, resolve
+from longtail.training.devices import pick_device
+from longtail.training.framing_defaults import chosen_framing
 from longtail.training.held_out import held_out
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import environment

@@ -8,58 +8,38 @@ They look at the data only, never at the machine: the same command gives the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
-from longtail.data import DataSplits, FeatureSet, Framing, ImageFiles, LabelledImages
-from longtail.data.feature_files import read_origin
+from longtail.config import TrainConfig, flatten, get_option, replace_options
+from longtail.data import DataSplits, FeatureSet, ImageFiles, LabelledImages
 from longtail.data.feature_set import STORED
 from longtail.data.views import check_recipe
 from longtail.errors import UserError
-from longtail.files import load_meta
 from longtail.methods import get_method, is_read
 from longtail.models import (
     FEATURE_ENCODERS,
-    Classifier,
-    EncoderDefaults,
     build_encoder,
-    check_text_tower,
-    choose_weights,
-    class_prompts,
     default_rank,
     encoder_defaults,
     feature_dim,
-    has_several_statistics,
     is_open_clip,
-    is_published,
-    published_name,
 )
-from longtail.models.prompts import TEMPLATES, first_identifier
-from longtail.option_groups import StartOptions
-from longtail.training.kept_encoder import with_encoder
+from longtail.training.devices import pick_device
+from longtail.training.framing_defaults import SMALL_SIDE, TINY_SIDE, Choose, choose_framing
 from longtail.training.precision import faster_precision, time_encoder
-from longtail.training.tuned_defaults import check_tuned_encoders, check_tuned_start
+from longtail.training.tuned_defaults import check_tuned_encoders
+from longtail.training.weight_defaults import trains_teacher
 
-TINY_SIDE = 16
-"""Images up to this side (pixels) get the small network; arrays of any larger size a CIFAR ResNet."""
 CIFAR_SIDE = 40
 """Image files up to this side (the median of their shorter sides) get a CIFAR ResNet at 32 pixels: its cost grows with
 the square of the side, and a ResNet-18 learns more from 64 pixels in the same time."""
-SMALL_SIDE = 96
-"""Files up to this side get a ResNet-18 and stay in memory; larger ones are photographs: ResNet-50 at 224, streamed."""
-SMALL_FRAMES = (16, 24, 32, 48, 64, 96)
-"""Sides that small files are brought to, whichever is nearest."""
 _IMAGES_A_STAGE = {False: 30_000, True: 1_000_000}
 """Small files, photographs: how many images a stage sees by default."""
 _FEWEST_EPOCHS = {False: 10, True: 15}
 _MOST_EPOCHS = 90
-
-Choose = Callable[[str, Any], Any]
 
 
 def typical_side(images: LabelledImages) -> int:
@@ -99,7 +79,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         teacher = "features"  # as they are, they are what a pretrained encoder says
     teacher = choose("teacher.backbone", teacher)
     check_takes(data.train, teacher, "teacher.backbone")
-    image_size = _choose_framing(choose, config, data, backbone, side)
+    image_size = choose_framing(choose, config, data, backbone, side)
     tiny, photos = max(image_size) <= TINY_SIDE and not features, files and min(image_size) > SMALL_SIDE
     encoder = _sketch(backbone, data.train.channels, image_size)
     _sketch(teacher, data.train.channels, image_size)  # refuses an unknown one
@@ -191,7 +171,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         chosen["precision"], gain = faster_precision(timed)
         notes.append(f"bfloat16 is {gain:.2g} times as fast as float32 here; precision {chosen['precision']} is used.")
     asked, config = config, replace_options(config, chosen)
-    if asked.teacher.epochs is not None and is_read(config.method, "teacher.epochs") and not _trains_teacher(config):
+    if asked.teacher.epochs is not None and is_read(config.method, "teacher.epochs") and not trains_teacher(config):
         why = f"a teacher of --teacher.kind {config.teacher.kind} is not trained"
         why = "the teacher of --teacher.run is trained already" if config.teacher.run is not None else why
         notes.append(f"--teacher.epochs {asked.teacher.epochs} is not used: {why}.")
@@ -246,219 +226,6 @@ def _fitting_encoder(side: int, files: bool) -> str:
 _PHOTO_VIEWS = {"classifier": "imagenet", "query": "imagenet_contrast", "key": "imagenet_contrast"}
 
 
-def _choose_framing(choose: Choose, config: TrainConfig, data: DataSplits, backbone: str, side: int) -> tuple[int, int]:
-    """Choose how files become what the encoder sees, and return that size; arrays are used as they are."""
-    train = data.train
-    if isinstance(train, FeatureSet) and (config.source.mean is not None or config.source.std is not None):
-        raise UserError("features are standardised by their own statistics; leave out --source.mean and --source.std.")
-    own = None if isinstance(train, FeatureSet) else _own_defaults(backbone, config.pretrained)
-    # Weights know images that are normalised as theirs were, whatever the statistics of these.
-    known = own is not None and (config.pretrained != "none" or not data.mean)
-    if own is not None and known and len(own.mean) == train.channels:
-        choose("source.mean", list(own.mean))
-        choose("source.std", list(own.std))
-    if not isinstance(train, ImageFiles):
-        size = train.image_size
-        if config.image_size is not None and isinstance(train, FeatureSet):
-            raise UserError("--image_size is for images, but the data are features; leave it out.")
-        if config.image_size is not None and size != (config.image_size, config.image_size):
-            raise UserError(
-                f"--image_size {config.image_size} cannot be had: arrays are used at their own size, {size[0]} x "
-                f"{size[1]}; leave it out, or give the images as files."
-            )
-        _check_statistics(config, train.channels)
-        return size
-    small = side <= SMALL_SIDE and (own is None or config.backbone is None)
-    nearest = side if side <= TINY_SIDE else min(SMALL_FRAMES, key=lambda frame: abs(frame - side))
-    usual = min(nearest, 32) if own is None else nearest if small else own.image_size[0]
-    side_chosen = choose("image_size", usual)
-    # The edge of a photograph is cut off as the model is used to; of a small image nothing is.
-    ratio = 1.0 if own is None or small else own.resize / own.image_size[0]
-    choose("loading.resize", max(math.floor(side_chosen * ratio), side_chosen))
-    choose("loading.interpolation", "bilinear" if own is None else own.interpolation)
-    choose("loading.resident", encoder_defaults(backbone) is None or small)
-    if config.loading.resize is not None and config.loading.resize < side_chosen:
-        raise UserError(
-            f"--loading.resize {config.loading.resize} is below --image_size {side_chosen}, which is cut out of it."
-        )
-    _check_statistics(config, train.channels)
-    return side_chosen, side_chosen
-
-
-def _own_defaults(backbone: str, weights: str | None) -> EncoderDefaults | None:
-    """Return how an encoder takes its images: as its weights were trained, if they are not its usual ones."""
-    usual = encoder_defaults(backbone)
-    if weights in (None, "auto", "none", "hub"):
-        return usual
-    recorded = _recorded_defaults(backbone, str(weights))
-    if recorded is not None:
-        return recorded
-    if usual is None or Path(str(weights)).exists():
-        return usual
-    try:
-        return encoder_defaults(published_name(backbone, str(weights)))
-    except UserError:  # a repository, or a name that is refused before training
-        return usual
-
-
-def _recorded_defaults(backbone: str, weights: str) -> EncoderDefaults | None:
-    """Return how the images of a run's weights were taken, or of those that ``longtail embed`` wrote; None of others.
-
-    Both are also known by their file, beside which their record lies.
-    """
-    path = Path(weights)
-    if (path / "model.json").exists():
-        return _of_run(path)
-    if path.suffix != ".safetensors" or not (path.is_file() and path.with_suffix(".json").is_file()):
-        return None
-    try:
-        record = load_meta(path.parent, path.stem)
-        if path.stem == "model":
-            return _of_run(path.parent)
-        origin = read_origin(record["origin"], path.parent)
-    except (UserError, KeyError, TypeError, ValueError):  # a record of another program, or of something else
-        return None
-    framing = origin.framing
-    # A record of features names the encoder's file too, but lies beside the features.
-    if origin.encoder != backbone or path.name not in ("encoder.safetensors", str(record["origin"]["file"])):
-        return None
-    return EncoderDefaults(framing.size, framing.resize, framing.interpolation, origin.mean, origin.std)
-
-
-def _of_run(path: Path) -> EncoderDefaults:
-    """Return how a run took its images, whose weights were made for them."""
-    run = with_encoder(Classifier.load(path), path)  # of a run on features, the encoder that made them
-    if run.takes_features:
-        raise UserError(
-            f"--pretrained {path} was trained on features, and their encoder is not kept; name another run."
-        )
-    framing, mean, std = run.framing, tuple(run.mean.tolist()), tuple(run.std.tolist())
-    return EncoderDefaults(framing.size, framing.resize, framing.interpolation, mean, std)
-
-
-def _check_statistics(config: TrainConfig, channels: int) -> None:
-    source = config.source
-    for key, values in (("source.mean", source.mean), ("source.std", source.std)):
-        if values is not None and len(values) != channels:
-            raise UserError(f"--{key} has {len(values)} values, but the images have {channels} channels.")
-    if (source.mean is None) != (source.std is None):
-        raise UserError("--source.mean and --source.std go together; give both.")
-
-
-def chosen_framing(config: TrainConfig) -> Framing:
-    """Return the framing of image files that resolved options say."""
-    side = resolved(config.image_size)
-    return Framing((side, side), resolved(config.loading.resize), resolved(config.loading.interpolation))
-
-
-def choose_pretrained(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[str]]:
-    """Return resolved options with the weights that encoders start from, made sure of, and notes on them.
-
-    Raises:
-        UserError: weights that were asked for cannot be had or do not fit.
-    """
-    for key in ("pretrained", "teacher.pretrained"):
-        start = get_option(config, key)
-        if config.folds is not None and start is not None and (Path(start) / "model.json").exists():
-            raise UserError(
-                f"--{key} {start} cannot be used with --folds: that run may have seen images that the folds test on."
-            )
-    channels = data.train.channels
-    side = config.image_size
-    size = (side, side) if side is not None else data.train.image_size
-    chosen: dict[str, Any] = {}
-    notes: list[str] = []
-    if config.decoupled.run is not None and is_read(config.method, "decoupled.run"):
-        chosen["pretrained"], note = config.pretrained or "none", None  # the encoder is that run's
-    else:
-        chosen["pretrained"], note = choose_weights(resolved(config.backbone), config.pretrained, channels, size)
-    notes += [note] if note else []
-    trains_teacher = _trains_teacher(config) or config.teacher.kind == "pretrained"
-    same = config.teacher.backbone == config.backbone and config.teacher.pretrained is None
-    if not trains_teacher:
-        chosen["teacher.pretrained"] = config.teacher.pretrained or "none"
-    elif same:
-        chosen["teacher.pretrained"] = chosen["pretrained"]
-    else:
-        wanted = config.teacher.pretrained
-        wanted = "none" if wanted is None and config.pretrained == "none" else wanted
-        weights, note = choose_weights(resolved(config.teacher.backbone), wanted, channels, size)
-        chosen["teacher.pretrained"] = weights
-        notes += [note] if note and note not in notes else []
-    notes += _unknown_statistics(config, str(chosen["pretrained"]))
-    config, asked = replace_options(config, chosen), config
-    check_tuned_start(config, asked)
-    chosen["start.head"], note = _choose_head(config, data)
-    notes += [note] if note else []
-    return replace_options(config, chosen), notes
-
-
-def _unknown_statistics(config: TrainConfig, weights: str) -> list[str]:
-    """Return a note where nothing says how the images that weights were trained on had been normalised."""
-    encoder = resolved(config.backbone)
-    told = weights == "none" or is_published(encoder, weights) or (Path(weights) / "model.json").exists()
-    if told or _recorded_defaults(encoder, weights) is not None:
-        return []
-    if not is_open_clip(encoder):
-        return _guessed_statistics(config, encoder, weights)
-    if config.source.mean is None or not has_several_statistics(encoder):
-        return []
-    mean = ", ".join(f"{value:.3g}" for value in config.source.mean)
-    return [
-        f"{weights} does not say how its images were normalised; those of {encoder} usually are by mean {mean}: if it "
-        "was trained otherwise, give --source.mean and --source.std."
-    ]
-
-
-def _guessed_statistics(config: TrainConfig, encoder: str, weights: str) -> list[str]:
-    """Return a note on the statistics that are used with a file of weights, unless the user gave them."""
-    usual, mean = encoder_defaults(encoder), config.source.mean
-    if not Path(weights).is_file() or (mean is not None and (usual is None or list(usual.mean) != list(mean))):
-        return []
-    what = "those of these training images" if mean is None else f"those usual for {encoder}"
-    return [
-        f"{weights} does not say how its images were normalised; {what} are used: if it was trained otherwise, give "
-        "--source.mean and --source.std."
-    ]
-
-
-def _choose_head(config: TrainConfig, data: DataSplits) -> tuple[str | None, str | None]:
-    """Return what the head starts from, for options with their weights, and a note where texts could not be used.
-
-    It is None, which is to say at random, where the encoder leaves no choice.
-
-    Raises:
-        UserError: texts were asked for and cannot be used, or their prompts do not fit the classes.
-    """
-    encoder, weights, wanted = resolved(config.backbone), resolved(config.pretrained), config.start.head
-    asked = f"--start.prompts {config.start.prompts} has no effect: the head starts at random."
-    unread = asked if config.start.prompts != StartOptions().prompts else None
-    if wanted == "random" or (wanted is None and not is_open_clip(encoder)):
-        return wanted, unread
-    if wanted is None and weights == "none":
-        return "random", unread
-    try:
-        check_text_tower(encoder, weights)
-    except UserError as error:
-        if wanted == "text":
-            raise
-        return "random", f"the head starts at random ({str(error).split('; ')[0]})."
-    prompts, names = config.start.prompts, data.train.class_names
-    class_prompts(prompts, names)
-    identifier = first_identifier(names)
-    if identifier is not None and prompts in TEMPLATES:
-        why = f"the name of class {identifier!r} is an identifier, which says nothing to a text tower"
-        if wanted == "text":
-            raise UserError(f"{why}; give every class its sentences: --start.prompts FILE, or --start.head random.")
-        return "random", f"the head starts at random: {why}; give sentences with --start.prompts FILE."
-    return "text", None
-
-
-def _trains_teacher(config: TrainConfig) -> bool:
-    """Return whether the run of resolved options trains a frozen teacher before its last stage."""
-    return any(stage.name == "teacher" for stage in get_method(config.method).stages(config, config.method))
-
-
 def _sketch(name: str, channels: int, image_size: tuple[int, int]) -> nn.Module:
     """Return an encoder without values, to ask it what it is like."""
     with torch.device("meta"):
@@ -480,38 +247,13 @@ def _choose_queue(choose: Choose, data: DataSplits, width: int) -> None:
     choose("queue.projection_dim", min(max(width // 2, 16), 128) if features else max(width // 2, 16))
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is the first accelerator, else the CPU."""
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} names no device; use {_devices_here()}.") from None
-    try:
-        torch.ones(1, device=device).item()  # "meta" holds no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise UserError(f"--device {name} is not to be had here ({reason}); use {_devices_here()}.") from None
-    return torch.device("cpu") if device.type == "cpu" else device  # there is one, whatever its number
-
-
-def _devices_here() -> str:
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None:
-        return "auto or cpu"
-    count = torch.accelerator.device_count()
-    return f"auto, cpu or {found.type}" + (f":0 to {found.type}:{count - 1}" if count > 1 else "")
-
-
 def describe(config: TrainConfig, given: set[str]) -> str:
     """Return one line with the options that were chosen from the data (those not in ``given``)."""
     shown = {key: value for key, value in flatten(config).items() if key not in given and value is not None}
     keys = "backbone pretrained image_size epochs batch_size device precision optimiser.lr optimiser.schedule".split()
     keys += ["views.classifier"] + (["sampler"] if config.sampler != "instance" else [])
     keys += ["start.head"] if config.start.head == "text" else []
-    keys += ["teacher.backbone", "teacher.epochs"] if _trains_teacher(config) else []
+    keys += ["teacher.backbone", "teacher.epochs"] if trains_teacher(config) else []
     keys += ["tune.rank"]
     own = ("decoupled.epochs", "queue.capacity", "queue.min_per_class", "loss.temperature")
     keys += [key for key in own if is_read(config.method, key)]

@@ -16,7 +16,7 @@ from longtail.errors import UserError
 from longtail.files import load_tensors, read_json
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values
-from longtail.training.defaults import pick_device
+from longtail.training.devices import pick_device
 from longtail.training.evaluation import PREDICTIONS, collect_logits
 from longtail.training.folds import fold_folders
 from longtail.training.progress import ProgressReporter

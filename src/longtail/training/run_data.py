@@ -21,7 +21,7 @@ from longtail.errors import UserError
 from longtail.files import read_json
 from longtail.models import Classifier
 from longtail.option_groups import DataOptions
-from longtail.training.defaults import chosen_framing
+from longtail.training.framing_defaults import chosen_framing
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import trained_on_other
 

@@ -19,7 +19,7 @@ from longtail.data.streaming import default_workers, frame_files, needed_side
 from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
 from longtail.models import Classifier
-from longtail.training.defaults import chosen_framing
+from longtail.training.framing_defaults import chosen_framing
 from longtail.training.optimisers import build_optimiser, parameter_groups
 from longtail.training.stages import plan_stages
 from longtail.training.step import TrainingStep
