@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from longtail.data import FeatureSet, load_data
-from longtail.data.feature_files import feature_rows, join_parts, packed_paths
+from longtail.data.feature_arrays import join_parts, packed_paths
+from longtail.data.feature_files import feature_rows
 from longtail.data.feature_set import feature_statistics
 from longtail.data.image_set import PathTable
 from longtail.errors import UserError

@@ -15,13 +15,8 @@ from longtail.data.counts import PROFILES, check_imbalance, class_profile, long_
 from longtail.data.digits import digits_lt
 from longtail.data.duplicates import duplicate_notes, find_duplicates
 from longtail.data.embedded import is_embedded, read_embedded
-from longtail.data.feature_files import (
-    check_finished,
-    holds_features,
-    load_features,
-    load_test_features,
-    with_statistics,
-)
+from longtail.data.feature_arrays import check_finished, holds_features
+from longtail.data.feature_files import load_features, load_test_features, with_statistics
 from longtail.data.feature_set import FeatureSet, feature_keys
 from longtail.data.file_splits import FileChecks, label_known, split_files
 from longtail.data.folder import read_folder

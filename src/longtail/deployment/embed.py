@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from longtail.config import TrainConfig, replace_options, resolved
 from longtail.data import DataSplits, FeatureSet, ImageFiles, ImageSet, LabelledImages, build_view
-from longtail.data.feature_files import origin_record, packed_paths
+from longtail.data.feature_arrays import packed_paths
+from longtail.data.feature_origin import origin_record
 from longtail.data.feature_set import FeatureOrigin
 from longtail.data.streaming import default_workers, view_frames
 from longtail.data.views import View, check_recipe

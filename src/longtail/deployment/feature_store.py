@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtail.data.feature_files import INDEX, join_parts, shards_of
+from longtail.data.feature_arrays import INDEX, join_parts, shards_of
 from longtail.errors import UserError
 from longtail.files import load_meta, load_tensors, save_tensors
 

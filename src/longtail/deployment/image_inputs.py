@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longtail.data.feature_files import feature_rows, holds_features
+from longtail.data.feature_arrays import holds_features
+from longtail.data.feature_files import feature_rows
 from longtail.data.listing import IMAGE_ENDINGS
 from longtail.data.scanning import scan
 from longtail.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longtail.data.feature_files import origin_of
+from longtail.data.feature_origin import origin_of
 from longtail.data.streaming import default_workers
 from longtail.deployment.answers import AnswerForm, Tally
 from longtail.deployment.image_inputs import ArrayImages, Source, find_features, find_images

@@ -9,7 +9,7 @@ from typing import Any
 
 from longtail.config import TrainConfig, resolved
 from longtail.data import DataSplits, FeatureSet, Framing, ImageFiles
-from longtail.data.feature_files import read_origin
+from longtail.data.feature_origin import read_origin
 from longtail.errors import UserError
 from longtail.files import load_meta
 from longtail.models import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longtail.data.feature_files import read_origin
+from longtail.data.feature_origin import read_origin
 from longtail.data.feature_set import FeatureOrigin
 from longtail.errors import UserError
 from longtail.files import load_meta, load_tensors
