@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.arrays import check_splits
-from longtail.data.feature_arrays import read_arrays
+from longtail.data.feature_arrays import holds_features, read_arrays
 from longtail.data.feature_origin import origin_in
 from longtail.data.feature_set import (
     STORED,
