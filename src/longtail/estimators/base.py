@@ -20,7 +20,7 @@ from longtail.data import DataSplits, FeatureSet
 from longtail.data.feature_set import STORED, feature_statistics
 from longtail.errors import unknown_name
 from longtail.estimators.parameters import in_words_of, options_of, seed_of
-from longtail.models.classifier import as_prior
+from longtail.models.classifier_checks import as_prior
 from longtail.training.defaults import resolve
 from longtail.training.guard import Diverged
 from longtail.training.in_memory import train_in_memory

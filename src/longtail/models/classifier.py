@@ -19,6 +19,7 @@ from longtail.files import load_tensors, save_tensors, write_bytes, write_json
 from longtail.hub import HUB, HUB_NAME, fetch_model, push_folder
 from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models.brief_card import brief_card
+from longtail.models.classifier_checks import as_framing, as_prior, check_range, check_same_tensors, finite
 from longtail.models.encoders import build_encoder, feature_dim
 from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import build_head
@@ -27,7 +28,6 @@ from longtail.models.temperature import CALIBRATION, read_temperature
 from longtail.models.tuning import apply_tuning, tuning_of_spec
 
 _STEM = "model"
-_RANGE_SLACK = 1e-3
 
 Prior = str | Tensor | Sequence[float]
 """A class prior: ``"uniform"``, ``"train"``, or C weights (not negative, any positive sum)."""
@@ -124,11 +124,11 @@ class Classifier(nn.Module):
         """
         self._check_shape(images)
         if self.takes_features:
-            return (_finite(images).float() - self.mean.float()) / self.std.float()
+            return (finite(images).float() - self.mean.float()) / self.std.float()
         if images.dtype == torch.uint8:
             pixels = images.float() / 255
         elif images.is_floating_point():
-            _check_range(images)
+            check_range(images)
             pixels = images.float()
         else:
             raise UserError(f"images are {images.dtype}; give uint8 in 0..255 or floating point in 0..1.")
@@ -278,7 +278,7 @@ class Classifier(nn.Module):
         where = str(Path(folder) / f"{_STEM}.json")
         try:
             spec, names = dict(meta["spec"]), [str(name) for name in meta["class_names"]]
-            framing = _as_framing(meta.get("framing"))
+            framing = as_framing(meta.get("framing"))
             channels = int(spec["in_channels"])
             uniform = torch.full((len(names),), 1 / len(names))
             # Initial weights are drawn only to be replaced: the caller's random numbers must not move on.
@@ -296,7 +296,7 @@ class Classifier(nn.Module):
             raise UserError(f"{where}: {error}") from None
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{where} does not describe a classifier ({error!r}); save it again.") from None
-        _check_same_tensors(tensors, model.state_dict(), str(Path(folder) / f"{_STEM}.safetensors"))
+        check_same_tensors(tensors, model.state_dict(), str(Path(folder) / f"{_STEM}.safetensors"))
         model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
         return model.eval()
 
@@ -323,63 +323,6 @@ def build_classifier(
         encoder = OnTop(encoder, build_encoder(spec["on_features"], dim), [0.0] * dim, [1.0] * dim)
     head = build_head(spec["head"], feature_dim(encoder), len(class_names), float(spec.get("scale", 30.0)))
     return Classifier(encoder, head, class_names, class_counts, logit_prior, mean, std, framing, spec)
-
-
-def _as_framing(record: Any) -> Framing:
-    """Return the framing that ``model.json`` holds."""
-    if record is None:
-        raise UserError("it does not say how images are framed, so an earlier version wrote it; train the model again.")
-    height, width = (int(side) for side in record["size"])
-    if record["interpolation"] not in ("bilinear", "bicubic"):
-        raise ValueError(f"interpolation {record['interpolation']!r}")
-    return Framing((height, width), int(record["resize"]), record["interpolation"])
-
-
-def as_prior(values: Tensor | Sequence[float], num_classes: int, what: str) -> Tensor:
-    """Return ``values`` as float64 ``[C]`` on the CPU with sum 1; ``what`` names them in the UserError."""
-    prior = torch.as_tensor(values).detach().to("cpu", torch.float64)
-    if prior.shape != (num_classes,):
-        raise UserError(f"{what} has shape {list(prior.shape)}; give one weight for each of {num_classes} classes.")
-    if not bool(torch.isfinite(prior).all()) or bool((prior < 0).any()):
-        raise UserError(f"{what} has weights that are negative or not finite; give weights of 0 or more.")
-    if not bool(prior.sum() > 0):
-        raise UserError(f"{what} is 0 in every class; give at least one class a positive weight.")
-    return prior / prior.sum()
-
-
-def _check_range(images: Tensor) -> None:
-    # Values cannot be looked at while a graph is being traced for export.
-    if torch.compiler.is_compiling() or images.numel() == 0:
-        return
-    low, high = (float(value) for value in torch.aminmax(images))
-    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):
-        raise UserError(f"floating point images must lie in 0..1, not {low:g}..{high:g}; divide by 255 or give uint8.")
-
-
-def _finite(features: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling():
-        bad = (~torch.isfinite(features)).any(1).nonzero()
-        if len(bad):
-            raise UserError(
-                f"features hold a value that is not finite, first in row {int(bad[0])}; leave that row out."
-            )
-    return features
-
-
-def _check_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: str) -> None:
-    def describe(tensors: dict[str, Tensor], name: str) -> str:
-        if name not in tensors:
-            return "missing"
-        tensor = tensors[name]
-        kind = "float" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-        return f"{kind} {list(tensor.shape)}"
-
-    names = [*expected, *sorted(found.keys() - expected.keys())]
-    pairs = [(name, describe(found, name), describe(expected, name)) for name in names]
-    wrong = [f"{name} (file: {has}; expected: {wants})" for name, has, wants in pairs if has != wants]
-    if wrong:
-        shown = ", ".join(wrong[:3])
-        raise UserError(f"{path} does not fit its description in {len(wrong)} tensors, first {shown}; save it again.")
 
 
 @contextmanager
