@@ -463,19 +463,19 @@ def test_a_streamed_run_that_dies_resumes_with_other_workers_to_the_same_bytes(d
 
 
 def test_workers_given_on_resume_are_the_ones_that_decode(desk, trained, monkeypatch):
-    from longtail.training import loop
+    from longtail.training import loaders
 
     words = ["train", trained / "photos", *STREAM, *TINY, "--out", "run"]
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
         assert desk.call(*words, "--loading.workers", "0")[0] == 130
-    made, real = [], loop.StreamingLoader
+    made, real = [], loaders.StreamingLoader
 
     def make(*args, **options):
         made.append(args[-2:])
         return real(*args, **options)
 
-    monkeypatch.setattr(loop, "StreamingLoader", make)
+    monkeypatch.setattr(loaders, "StreamingLoader", make)
     desk.run(*words, "--loading.workers", "1", "--loading.prefetch", "2", "--resume")
     assert made == [(1, 2)]
 

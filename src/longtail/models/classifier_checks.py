@@ -59,6 +59,7 @@ def finite(features: Tensor) -> Tensor:
 
 def check_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], path: str) -> None:
     """Raise :class:`UserError` unless the tensors of the file ``path`` have the names, kinds and shapes expected."""
+
     def describe(tensors: dict[str, Tensor], name: str) -> str:
         if name not in tensors:
             return "missing"

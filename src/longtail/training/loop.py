@@ -18,14 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from longtail.config import resolved
-from longtail.data import FeatureSet, ImageFiles, ImageSet
-from longtail.data.feature_loading import FeatureLoader
-from longtail.data.feature_set import STORED
 from longtail.data.keyed import derive_seed
 from longtail.data.loading import ResidentLoader
-from longtail.data.samplers import Sampler
-from longtail.data.streaming import StreamingLoader, default_workers
-from longtail.data.views import View, build_view
 from longtail.methods import Method, MethodContext, get_method
 from longtail.models import Classifier
 from longtail.training.capture import CapturedStep, CudaRecorder, Step, can_capture
@@ -38,6 +32,7 @@ from longtail.training.checkpoint import (
 )
 from longtail.training.ema import MovingAverage
 from longtail.training.guard import Diverged, Interrupted, StopRequest
+from longtail.training.loaders import build_loader
 from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.progress import ProgressReporter
 from longtail.training.random_numbers import seed_torch
@@ -120,7 +115,9 @@ class StageRun:
         self.method: Method = get_method(stage.method).build(context)
         self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
-        self.loader = self._feature_loader(context.train) if isinstance(context.train, FeatureSet) else self._loader()
+        self.loader = build_loader(self.method, context, self.seed, job.device)
+        if isinstance(self.loader, ResidentLoader) and self.loader.notice is not None:
+            job.progress.say(self.loader.notice)
         groups = parameter_groups(self.method, config.tune)
         self.optimiser = build_optimiser(groups, config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
@@ -211,50 +208,6 @@ class StageRun:
                 f"stopped at epoch {epoch} of {self.stage.epochs} of stage {self.stage.name!r}; its state is saved.",
                 self.job.stop.received,
             )
-
-    def _view(self, recipe: str) -> View:
-        return build_view(recipe, self.context.mean, self.context.std)
-
-    def _feature_loader(self, train: FeatureSet) -> FeatureLoader:
-        method = self.method
-        return FeatureLoader(
-            train,
-            tuple(method.views),
-            resolved(self.config.batch_size),
-            self.seed,
-            self.job.device,
-            self.context.mean,
-            self.context.std,
-            plain={name: recipe != STORED for name, recipe in (method.views | method.fetched_views).items()},
-            sampler=Sampler(method.sampler, train.labels, self.stage.epochs, train.weights),
-        )
-
-    def _loader(self) -> ResidentLoader | StreamingLoader:
-        views = {name: self._view(recipe) for name, recipe in self.method.views.items()}
-        fetched = {name: self._view(recipe) for name, recipe in self.method.fetched_views.items()}
-        train, batch_size, device = self.context.train, resolved(self.config.batch_size), self.job.device
-        sampler = Sampler(self.method.sampler, train.labels, self.stage.epochs)
-        if isinstance(train, ImageSet):
-            resident = ResidentLoader(train, views, batch_size, self.seed, device, fetched=fetched, sampler=sampler)
-            if resident.notice is not None:
-                self.job.progress.say(resident.notice)
-            return resident
-        if not isinstance(train, ImageFiles):
-            raise ValueError(f"there is no loader for {type(train).__name__}")
-        loading = self.config.loading
-        workers = default_workers(device) if loading.workers is None else loading.workers
-        return StreamingLoader(
-            train,
-            views,
-            batch_size,
-            self.seed,
-            device,
-            self.stage.epochs,
-            workers,
-            loading.prefetch,
-            fetched=fetched,
-            sampler=sampler,
-        )
 
     def _maybe_captured(self, step: TrainingStep) -> Step:
         """Return the step, captured where the device can and the method's step is the same all through."""

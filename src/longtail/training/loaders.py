@@ -1,0 +1,55 @@
+"""The loader that fits a stage's training set: arrays in memory, files on disk, or features."""
+
+from __future__ import annotations
+
+import torch
+
+from longtail.config import resolved
+from longtail.data import FeatureSet, ImageFiles, ImageSet
+from longtail.data.feature_loading import FeatureLoader
+from longtail.data.feature_set import STORED
+from longtail.data.loading import ResidentLoader
+from longtail.data.samplers import Sampler
+from longtail.data.streaming import StreamingLoader, default_workers
+from longtail.data.views import build_view
+from longtail.methods import Method, MethodContext
+
+Loader = ResidentLoader | StreamingLoader | FeatureLoader
+
+
+def build_loader(method: Method, context: MethodContext, seed: int, device: torch.device) -> Loader:
+    """Return what gives the batches of a stage.
+
+    Args:
+        method: whose views and sampler they have.
+        context: what it was built from.
+        seed: of the stage.
+        device: where batches go.
+    """
+    train, batch_size, epochs = context.train, resolved(context.config.batch_size), context.stage.epochs
+    if isinstance(train, FeatureSet):
+        return FeatureLoader(
+            train,
+            tuple(method.views),
+            batch_size,
+            seed,
+            device,
+            context.mean,
+            context.std,
+            plain={name: recipe != STORED for name, recipe in (method.views | method.fetched_views).items()},
+            sampler=Sampler(method.sampler, train.labels, epochs, train.weights),
+        )
+    views, fetched = (
+        {name: build_view(recipe, context.mean, context.std) for name, recipe in recipes.items()}
+        for recipes in (method.views, method.fetched_views)
+    )
+    sampler = Sampler(method.sampler, train.labels, epochs)
+    if isinstance(train, ImageSet):
+        return ResidentLoader(train, views, batch_size, seed, device, fetched=fetched, sampler=sampler)
+    if not isinstance(train, ImageFiles):
+        raise ValueError(f"there is no loader for {type(train).__name__}")
+    loading = context.config.loading
+    workers = default_workers(device) if loading.workers is None else loading.workers
+    return StreamingLoader(
+        train, views, batch_size, seed, device, epochs, workers, loading.prefetch, fetched=fetched, sampler=sampler
+    )
