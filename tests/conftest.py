@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from bars import bars
 from browser import find_chromium, running_browser
 from longtail.cli import main
 from longtail.config import replace_options
-from longtail.data import DataSplits, ImageSet
 from longtail.options import make_config
 from longtail.training.defaults import resolve
 
@@ -139,16 +139,7 @@ def make_photos(paint):
 @pytest.fixture(scope="session")
 def tiny_splits():
     """Three classes of noisy 8x8 bars, 24/9/2 training images and 10 test images a class: seconds to train."""
-    generator = torch.Generator().manual_seed(0)
-
-    def images(counts):
-        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        pixels = torch.randint(0, 120, (len(labels), 1, 8, 8), generator=generator)
-        for index, label in enumerate(labels.tolist()):
-            pixels[index, 0, :, 2 * label : 2 * label + 2] += 130
-        return ImageSet(pixels.to(torch.uint8), labels, ("left", "middle", "right"))
-
-    return DataSplits("bars", images([24, 9, 2]), images([10, 10, 10]), (0.4,), (0.25,), "tiny")
+    return bars([24, 9, 2], [10, 10, 10], channels=1, side=8, views="tiny")
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cut_shards import saved_shards
 from PIL import Image
 
 import longtail
 from longtail.cli import main
 from longtail.data import load_data
 from longtail.data.feature_files import load_features
-from longtail.deployment import embed as module
 from longtail.errors import UserError
 from longtail.methods import METHODS
 from longtail.models import Classifier, build_encoder, load_weights
@@ -83,22 +83,13 @@ def test_features_are_those_of_the_encoder_on_each_image_as_it_is(embed, weights
 
 def test_a_command_cut_off_goes_on_and_gives_the_same_bytes(embed, tmp_path, monkeypatch):
     whole = embed(out=tmp_path / "whole.safetensors", shard_images=4, views=2).read_bytes()
-    real, shards = module.FeatureStore.save, []
-
-    def save(self, stem, tensors, part):
-        if len(shards) == 3:
-            raise KeyboardInterrupt
-        shards.append(stem)
-        real(self, stem, tensors, part)
-
-    monkeypatch.setattr(module.FeatureStore, "save", save)
+    saved_shards(monkeypatch, cut_after=3)
     with pytest.raises(KeyboardInterrupt):
         embed(shard_images=4, views=2)
     assert not (tmp_path / "f.safetensors").exists()
     with pytest.raises(UserError, match="another views; add --overwrite"):
         embed(shard_images=4, views=3)
-    shards.clear()
-    monkeypatch.setattr(module.FeatureStore, "save", lambda self, *what: shards.append(what[0]) or real(self, *what))
+    shards = saved_shards(monkeypatch)
     again = embed(shard_images=4, views=2)
     assert shards == ["train-00003", "train-00004", "test-00000", "test-00001", "test-00002"]
     assert again.read_bytes() == whole

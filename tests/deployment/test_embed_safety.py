@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cut_shards import saved_shards
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -122,11 +123,7 @@ def test_a_finish_cut_off_is_no_file_and_goes_on(cut, overwrite, embed, tmp_path
     if cut < 4 and out.exists():
         with pytest.raises(UserError, match="is unfinished: its shards lie in"):
             load_features(out, DataOptions())
-    saved = []
-    real_save = feature_store.FeatureStore.save
-    monkeypatch.setattr(
-        feature_store.FeatureStore, "save", lambda self, *what: saved.append(what[0]) or real_save(self, *what)
-    )
+    saved = saved_shards(monkeypatch)
     embed(overwrite=overwrite and cut % 2 == 0)
     assert saved == []
     assert out.read_bytes() == whole
@@ -137,22 +134,14 @@ def test_a_finish_cut_off_is_no_file_and_goes_on(cut, overwrite, embed, tmp_path
 def test_the_file_that_is_replaced_stays_until_the_other_is_whole(embed, tmp_path, monkeypatch):
     out = embed()
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    real, saved = feature_store.FeatureStore.save, []
-
-    def save(self, stem, tensors, part):
-        if len(saved) == 2:
-            raise Cut
-        saved.append(stem)
-        real(self, stem, tensors, part)
-
-    monkeypatch.setattr(feature_store.FeatureStore, "save", save)
+    saved_shards(monkeypatch, cut_after=2, error=Cut)
     with pytest.raises(Cut):
         embed(overwrite=True, views=2)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert load_features(out, DataOptions()).train.views == 1
-    monkeypatch.setattr(feature_store.FeatureStore, "save", lambda self, *s: saved.append(s[0]) or real(self, *s))
+    saved = saved_shards(monkeypatch)
     embed(overwrite=True, views=2)
-    assert saved == ["train-00000", "train-00001", "train-00002", "test-00000"]
+    assert saved == ["train-00002", "test-00000"]
     assert load_features(out, DataOptions()).train.views == 2
 
 
@@ -180,8 +169,7 @@ def test_a_damaged_shard_is_computed_anew_and_no_other(single, embed, tmp_path, 
             embed(out=out)
     damaged = folder / "train-00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"else")
-    real, saved = feature_store.FeatureStore.save, []
-    monkeypatch.setattr(feature_store.FeatureStore, "save", lambda self, *s: saved.append(s[0]) or real(self, *s))
+    saved = saved_shards(monkeypatch)
     again = load_features(embed(out=out), DataOptions())
     assert saved == ["train-00000"]
     torch.testing.assert_close(again.train.features, whole.train.features)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import longtail
+from bars import bars
 from longtail.config import replace_options
-from longtail.data import DataSplits, ImageSet
 from longtail.errors import UserError
 from longtail.methods import MethodContext, get_method
 from longtail.methods.gml import GML
@@ -34,16 +34,7 @@ VIT = "test_vit"
 @pytest.fixture(scope="module")
 def splits():
     """Three classes of 32x32 colour images, 12/5/2 for training and 4 a class for testing."""
-    generator = torch.Generator().manual_seed(0)
-
-    def images(counts):
-        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        pixels = torch.randint(0, 120, (len(labels), 3, 32, 32), generator=generator)
-        for index, label in enumerate(labels.tolist()):
-            pixels[index, label, :, 8 * label : 8 * label + 8] += 130
-        return ImageSet(pixels.to(torch.uint8), labels, ("left", "middle", "right"))
-
-    return DataSplits("bars", images([12, 5, 2]), images([4, 4, 4]), (0.4,) * 3, (0.25,) * 3, "light")
+    return bars([12, 5, 2], [4, 4, 4], channels=3, side=32, views="light")
 
 
 @pytest.fixture(scope="module")

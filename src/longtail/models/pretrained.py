@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError, unknown_name
-from longtail.hub import HUB, hub_reason, quiet
+from longtail.hub import HUB, hub_reason
 from longtail.models.encoders import build_encoder, encoder_names
 from longtail.models.open_clip_encoder import (
-    HUB_FILES,
     OPEN_CLIP,
     activation_note,
     default_tag,
     fit_to_open_clip,
-    hub_place,
     is_open_clip,
     open_clip_tags,
     split_name,
@@ -34,15 +31,14 @@ from longtail.models.timm_encoder import (
     timm_names,
 )
 from longtail.models.weight_files import read_tensors
+from longtail.models.weight_hub import RUN_FILE, hub_file
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-_RUN_FILE = "model.safetensors"
 _KEPT_ENCODER = "encoder.safetensors"
 _PREFIXES = ("module.", "_orig_mod.", "encoder.", "model.", "backbone.")
 """What programs put before an encoder's tensor names: wrappers, and the attribute that holds the encoder."""
 _CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.")
 _WAYS_OUT = "give a local file with --pretrained FILE, or start from scratch with --pretrained none"
-_TIMEOUT = 10.0  # seconds until the hub must have answered
 
 
 def choose_weights(
@@ -118,71 +114,6 @@ def load_weights(encoder: nn.Module, name: str, weights: str, in_channels: int) 
         for key, tensor in encoder.state_dict().items():
             if key in fitting:
                 tensor.copy_(fitting[key])
-
-
-def hub_file(weights: str) -> Path:
-    """Return the local file of hub weights, ``architecture.tag`` or ``hf-hub:owner/name``, downloaded if need be.
-
-    Names of open_clip's weights start with ``open_clip:``, both ``open_clip:architecture.tag`` and
-    ``open_clip:hf-hub:owner/name``, since a repository may hold one model for timm and for open_clip.
-    A copy in the local cache is taken without asking the network.
-
-    Raises:
-        Exception: of the hub's client or the network, whatever kind it is.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
-
-    repository, files, address = _hub_address(weights)
-    if not repository:
-        return _url_file(address)
-    repository, _, revision = repository.partition("@")
-    where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
-    with quiet():
-        for file in files:
-            try:
-                return Path(hf_hub_download(filename=file, local_files_only=True, **where))
-            except EntryNotFoundError:  # not in the cache
-                continue
-        for file in files:
-            try:
-                # Fails at once where there is no network; the download itself would try again for half a minute.
-                get_hf_file_metadata(hf_hub_url(filename=file, **where), timeout=_TIMEOUT)
-            except EntryNotFoundError:
-                continue
-            return Path(hf_hub_download(filename=file, **where))
-    raise FileNotFoundError(f"{repository} holds none of {', '.join(files)}")
-
-
-def _hub_address(weights: str) -> tuple[str, list[str], str]:
-    """Return repository, files to look for in it, and the plain address of weights that lie in no repository ("")."""
-    ours = weights.removeprefix(OPEN_CLIP)
-    if ours.startswith(HUB):
-        files = list(HUB_FILES) if is_open_clip(weights) else [_RUN_FILE, "pytorch_model.bin"]
-        return ours.removeprefix(HUB), files, ""
-    if is_open_clip(weights):
-        repository, file, address = hub_place(weights)
-        # A file of another name mostly has a safe copy beside it, which open_clip looks for first, too.
-        safe = [str(Path(file).with_suffix(".safetensors"))] if file and not file.endswith(".safetensors") else []
-        return repository, [*safe, file] if file else list(HUB_FILES), address
-    config = timm_config(weights)
-    if config is None:
-        return weights, [_RUN_FILE, "pytorch_model.bin"], ""
-    named = config.hf_hub_filename
-    return config.hf_hub_id or "", [named] if named else [_RUN_FILE, "pytorch_model.bin"], config.url or ""
-
-
-def _url_file(url: str) -> Path:
-    """Return the local copy of a file that timm takes from a plain address, as torch.hub keeps it."""
-    from urllib.request import urlopen
-
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rsplit("/", 1)[-1]
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        urlopen(url, timeout=_TIMEOUT).close()  # the download itself has no time limit
-        torch.hub.download_url_to_file(url, str(path))
-    return path
 
 
 def published_name(encoder: str, wanted: str) -> str:
@@ -346,7 +277,7 @@ def local_file(encoder: str, weights: str) -> Path:
     if _is_path(weights):
         path = Path(weights)
         if path.is_dir():  # a run on features holds the encoder that made them apart
-            path /= _KEPT_ENCODER if (path / _KEPT_ENCODER).is_file() else _RUN_FILE
+            path /= _KEPT_ENCODER if (path / _KEPT_ENCODER).is_file() else RUN_FILE
         if not path.is_file():
             raise UserError(f"--pretrained {weights}: there is no file {path}; {_WAYS_OUT}.")
         return path
