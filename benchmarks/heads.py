@@ -61,12 +61,19 @@ def made_features(rows: int, dim: int, classes: int, imbalance: float = 100.0) -
     return with_statistics(DataSplits("made", train, test, (), (), "stored"))
 
 
-def product_seconds() -> float:
+def wait(device: torch.device) -> float:
+    """Return the time when the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def product_seconds(device: torch.device) -> float:
     """Return the seconds of one float32 product of large squares."""
-    a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    start = time.perf_counter()
+    a, b = torch.randn(SIDE, SIDE, device=device), torch.randn(SIDE, SIDE, device=device)
+    start = wait(device)
     a @ b
-    return time.perf_counter() - start
+    return wait(device) - start
 
 
 def steps_against_products(config: TrainConfig, splits: DataSplits, turns: int) -> tuple[int, list[float], list[float]]:
@@ -77,23 +84,24 @@ def steps_against_products(config: TrainConfig, splits: DataSplits, turns: int) 
     stage = plan_stages(config)[-1]
     context = MethodContext(config, stage, splits.train, splits.mean, splits.std)
     method = get_method(config.method).build(context).train()
-    batch, cpu = resolved(config.batch_size), torch.device("cpu")
-    loader = FeatureLoader(splits.train, tuple(method.views), batch, 0, cpu, splits.mean, splits.std)
+    batch, device = resolved(config.batch_size), torch.device(config.device)
+    method = method.to(device)
+    loader = FeatureLoader(splits.train, tuple(method.views), batch, 0, device, splits.mean, splits.std)
     method.prepare(loader.fetch, loader.labels)
-    optimiser = build_optimiser(parameter_groups(method, config.tune), config.optimiser, cpu)
+    optimiser = build_optimiser(parameter_groups(method, config.tune), config.optimiser, device)
     set_rate(optimiser, resolved(config.optimiser.lr))
-    step = TrainingStep(method, optimiser, None, cpu)
+    step = TrainingStep(method, optimiser, None, device)
     with FlopCounterMode(display=False) as counter:
         step(loader.load(0, 0), 0.0)
     seconds, rates, number = [], [], 0
-    product_seconds()
+    product_seconds(device)
     for _ in range(turns):
-        start = time.perf_counter()
+        start = wait(device)
         for _ in range(STEPS):
             number += 1
             step(loader.load(*divmod(number, loader.steps_per_epoch)), 0.0)
-        seconds.append((time.perf_counter() - start) / STEPS)
-        rates.append(2 * SIDE**3 / product_seconds())
+        seconds.append((wait(device) - start) / STEPS)
+        rates.append(2 * SIDE**3 / product_seconds(device))
     return int(counter.get_total_flops()), seconds, rates
 
 
@@ -104,6 +112,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--no-logistic", action="store_true", help="leave scikit-learn's logistic regression out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "heads.json")
@@ -117,7 +126,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as place:
         for method in ("logit_adjustment", "gml"):
-            given = {"data": "made", "method": method, "epochs": options.epochs, "device": "cpu", "out": place}
+            given = {"data": "made", "method": method, "epochs": options.epochs, "device": options.device, "out": place}
             config, _ = resolve(make_config(given), splits)
             config, _ = choose_pretrained(config, splits)
             flops, steps, rates = steps_against_products(config, splits, options.turns)
@@ -168,7 +177,7 @@ def main() -> None:
         "dim": train.channels,
         "classes": train.num_classes,
         "turns": options.turns,
-        "hardware": {"processor": processor_name(), "threads": torch.get_num_threads()},
+        "hardware": {"processor": processor_name(), "threads": torch.get_num_threads(), "device": options.device},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "sklearn": sklearn.__version__},
         "results": results,
     }

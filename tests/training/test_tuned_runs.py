@@ -350,7 +350,8 @@ def test_a_tuned_student_may_be_taught_by_a_run_of_its_own(options, splits, tmp_
 def test_epochs_of_a_teacher_that_is_not_trained_are_told(changes, told, splits, weights):
     given = {"data": "bars", "device": "cpu", "backbone": VIT, "pretrained": str(weights), **changes}
     assert not [note for note in resolve(make_config(given), splits)[1] if "teacher" in note]
-    _, notes = resolve(make_config({**given, "teacher.epochs": 7}), splits)
+    config, notes = resolve(make_config({**given, "teacher.epochs": 7}), splits)
+    assert not [note for note in resolve(config, splits)[1] if "teacher" in note]  # nor when the run goes on
     expected = [] if told is None else [f"--teacher.epochs 7 is not used: {told}."]
     assert [note for note in notes if "teacher" in note] == expected
 

@@ -23,12 +23,12 @@ from longtail.models import (
     FEATURE_ENCODERS,
     build_encoder,
     default_rank,
-    encoder_defaults,
     feature_dim,
     is_open_clip,
 )
 from longtail.training.devices import pick_device
 from longtail.training.framing_defaults import SMALL_SIDE, TINY_SIDE, Choose, choose_framing
+from longtail.training.option_effects import effect_notes
 from longtail.training.precision import faster_precision, time_encoder
 from longtail.training.tuned_defaults import check_tuned_encoders
 from longtail.training.weight_defaults import trains_teacher
@@ -129,27 +129,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     choose("loss.temperature", 0.07 if photos else 0.1)
     # The paper distils on CIFAR only, where small networks over-fit; a pretrained tower knows no classes.
     choose("loss.distillation_weight", 0.0 if photos or chosen["teacher.kind"] == "pretrained" else 1.0)
-    contrast = choose("loss.contrast_weight", 1.0)
-    if backbone == "features" and contrast and is_read(config.method, "loss.contrast_weight"):
-        notes.append(
-            "with --backbone features the contrast shapes its own projections and nothing that is deployed; leave it "
-            "out to train a residual adapter."
-        )
-    if features and config.tune.kind != "full":
-        raise UserError(
-            f"--tune.kind {config.tune.kind} is for an encoder of images, but the data are features; leave it out, or "
-            "give --backbone features for a classifier alone."
-        )
-    if not files and not features and config.pretrained != "none" and own_size(backbone, image_size):
-        notes.append(
-            f"{backbone} was made for images of {own_size(backbone, image_size)} pixels, and these arrays have "
-            f"{image_size[0]}: it may see little in them; give them as files to have them enlarged."
-        )
-    if config.tune.kind == "frozen" and contrast and is_read(config.method, "loss.contrast_weight"):
-        notes.append(
-            "with --tune.kind frozen the contrast shapes its own projections and nothing that is deployed; take "
-            "--tune.kind adapter or lora, or embed the images (longtail embed) and train on their features."
-        )
+    choose("loss.contrast_weight", 1.0)
     choose("loss.class_weights", "none")
     choose("loss.deferred_from", 0.0)
     choose("sampler", "instance")
@@ -171,10 +151,7 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
         chosen["precision"], gain = faster_precision(timed)
         notes.append(f"bfloat16 is {gain:.2g} times as fast as float32 here; precision {chosen['precision']} is used.")
     asked, config = config, replace_options(config, chosen)
-    if asked.teacher.epochs is not None and is_read(config.method, "teacher.epochs") and not trains_teacher(config):
-        why = f"a teacher of --teacher.kind {config.teacher.kind} is not trained"
-        why = "the teacher of --teacher.run is trained already" if config.teacher.run is not None else why
-        notes.append(f"--teacher.epochs {asked.teacher.epochs} is not used: {why}.")
+    notes += effect_notes(asked, config, data)
     check_tuned_encoders(config, data.train.channels, image_size)
     return config, notes
 
@@ -206,12 +183,6 @@ def check_takes(train: LabelledImages, encoder: str, option: str) -> None:
         f"--{option} {encoder} takes features, but the data are images; choose an image encoder, or embed the images "
         "first with longtail embed."
     )
-
-
-def own_size(backbone: str, image_size: tuple[int, int]) -> int | None:
-    """Return the side in pixels of the images that an encoder was made for, if it is far larger than that of these."""
-    usual = encoder_defaults(backbone)
-    return usual.image_size[0] if usual is not None and usual.image_size[0] >= 2 * max(image_size) else None
 
 
 def _fitting_encoder(side: int, files: bool) -> str:
