@@ -21,6 +21,7 @@ from longtail.option_groups import (
     LossOptions,
     OptimiserOptions,
     QueueOptions,
+    SegmentationOptions,
     StartOptions,
     TeacherOptions,
     TrackingOptions,
@@ -40,6 +41,7 @@ class TrainConfig:
             split list (``.txt``), arrays (``.npz``), Parquet that holds images or a hub set (``hf:owner/name``).
         root: folder that paths in a manifest or list are relative to, or that holds a published data set or
             what is kept of a hub set.
+        task: ``classification`` (a class an image) or ``segmentation`` (a class a pixel: images with masks).
         method: name of what is trained, of those that ``docs/methods.md`` lists.
         backbone: encoder name: one of this package, any of timm, or ``open_clip:`` and an architecture of open_clip.
         pretrained: weights to start from: ``auto`` (timm's, if they can be had; open_clip's), ``none``, ``hub``, the
@@ -66,12 +68,13 @@ class TrainConfig:
         capture: record the training step once and replay it where the device can (CUDA graphs); changes only the speed.
         evaluate_every: epochs between looks at the test set, for the curve only (it selects nothing), and at the
             validation images; 0 = at the test set at the end only, at the validation images after every epoch.
-        source, loading, start, views, loss, queue, teacher, decoupled, tune, optimiser, checkpoint, tracking: groups of
-            options.
+        source, loading, start, views, loss, queue, teacher, decoupled, tune, optimiser, checkpoint, tracking,
+            segmentation: groups of options.
     """
 
     data: str = ""
     root: str | None = None
+    task: Literal["classification", "segmentation"] = "classification"
     method: str = "gml"
     backbone: str | None = None
     pretrained: str | None = None
@@ -103,6 +106,7 @@ class TrainConfig:
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    segmentation: SegmentationOptions = field(default_factory=SegmentationOptions)
 
     def __post_init__(self) -> None:
         check(self)
@@ -112,13 +116,14 @@ _POSITIVE = (
     "epochs batch_size loss.temperature loss.scale loss.distillation_temperature queue.capacity queue.min_per_class "
     "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm checkpoint.bad_steps "
     "image_size source.repeats loading.prefetch loading.resize decoupled.epochs tune.rank tune.prompts tune.lr_decay "
-    "tune.encoder_lr"
+    "tune.encoder_lr segmentation.width segmentation.queries segmentation.queries_per_class "
+    "segmentation.keys_per_class segmentation.queue_share"
 )
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
     "loss.distillation_weight optimiser.weight_decay checkpoint.every_seconds source.split_seed source.fold "
     "loading.workers teacher.cache loss.post_hoc_strength loss.focal_gamma loss.max_margin loss.paco_alpha loss.mixup "
-    "decoupled.tau optimiser.sharpness"
+    "decoupled.tau optimiser.sharpness segmentation.region_weight segmentation.overlap_weight"
 )
 _DEFAULTS: dict[str, Any] = {}
 _SHARE = (

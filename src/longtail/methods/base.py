@@ -196,8 +196,8 @@ class MethodContext:
         )
 
 
-class Method(nn.Module):
-    """Owns encoder, heads and memory, so that one ``state_dict`` is all it has learned.
+class Trainable(nn.Module):
+    """What the loop trains: it owns encoder, heads and memory, so that one ``state_dict`` is all it has learned.
 
     The loop calls, in this order: ``recompute`` whenever a stage starts or goes on; ``prepare`` once; then each step
     ``update_memory`` and ``forward``; ``on_epoch`` at the start of each epoch; ``finish`` once at the end;
@@ -210,12 +210,10 @@ class Method(nn.Module):
         sampler: how an epoch draws images, a name of ``longtail.data.samplers``.
         classifies: whether ``classifier()`` can tell classes apart; if not (a representation alone), nothing of the
             stage is evaluated or selected, and its last epoch is what the next stage is given.
-        own_options: options of :data:`OWN_OPTIONS` that it reads, each a dotted name or the start of one (``views.``).
-        defaults: options of the method that are left open, by dotted name; they go before those chosen from the data.
-            Each is a value, or a function of those chosen so far (by dotted name) that returns it.
         encoder, head: what is deployed, and what a moving average of the weights covers.
-        uses_progress: whether ``forward`` computes something else as ``progress`` rises. If not, a step may be captured
-            once and replayed; ``on_epoch`` then changes what it changes in place (buffers, not attributes).
+        uses_progress: whether ``forward`` computes something else as ``progress`` rises, or shapes change from step to
+            step. If not, a step may be captured once and replayed; ``on_epoch`` then changes what it changes in place
+            (buffers, not attributes).
         passes: what a step costs, for the time left: forward and backward of one view through the encoder = 1.
     """
 
@@ -225,14 +223,57 @@ class Method(nn.Module):
     uses_progress: bool = False
     sampler: str = "instance"
     classifies: bool = True
-    own_options: ClassVar[tuple[str, ...]] = OWN_OPTIONS
-    defaults: ClassVar[Mapping[str, Any]] = {}
     encoder: nn.Module
     head: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
         self.fetched_views = {}
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's parameter groups; a group may set its own ``weight_decay``."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def recompute(self, fetch: Any, labels: Tensor) -> None:
+        """Compute what no checkpoint holds because it can be had again; as ``prepare`` is called. Default: nothing."""
+
+    def prepare(self, fetch: Any, labels: Tensor) -> None:
+        """Fill the memory before the first step, with what the loader's ``fetch`` gives. Default: nothing."""
+
+    def forward(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """Return the weighted scalar losses of a step, by name; ``progress`` runs from 0 to 1 over the stage."""
+        raise TypeError(f"{type(self).__name__} does not say what a step computes")
+
+    @torch.no_grad()
+    def update_memory(self, batch: Any) -> None:
+        """Take a batch into the memory: once an optimiser step, before the loss. Default: nothing."""
+
+    def on_epoch(self, progress: float) -> None:
+        """Start an epoch, or go on in the middle of one; what it sets may follow from ``progress`` only."""
+
+    def finish(self) -> None:
+        """Closed-form fits after the last step. Default: nothing."""
+
+    def readings(self) -> dict[str, Tensor]:
+        """Return figures of the last step worth a look (0-d tensors, by name), such as the temperature."""
+        return {}
+
+    def classifier(self) -> nn.Module:
+        """Return what is deployed; it shares the method's tensors, but for an encoder tuned by ``lora``."""
+        raise TypeError(f"{type(self).__name__} does not say what is deployed")
+
+
+class Method(Trainable):
+    """A method of image classification.
+
+    Attributes:
+        own_options: options of :data:`OWN_OPTIONS` that it reads, each a dotted name or the start of one (``views.``).
+        defaults: options of the method that are left open, by dotted name; they go before those chosen from the data.
+            Each is a value, or a function of those chosen so far (by dotted name) that returns it.
+    """
+
+    own_options: ClassVar[tuple[str, ...]] = OWN_OPTIONS
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
@@ -258,10 +299,6 @@ class Method(nn.Module):
     def check(cls, config: TrainConfig, train: LabelledImages) -> None:
         """Raise :class:`UserError` for resolved options that this method cannot train with. Default: all fit."""
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return the optimiser's parameter groups; a group may set its own ``weight_decay``."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
-
     def recompute(self, fetch: Fetch, labels: Tensor) -> None:
         """Compute what no checkpoint holds because it can be had again; as ``prepare`` is called. Default: nothing."""
 
@@ -279,16 +316,6 @@ class Method(nn.Module):
     @torch.no_grad()
     def update_memory(self, batch: Batch) -> None:
         """Take a batch into the memory: once an optimiser step, before the loss. Default: nothing."""
-
-    def on_epoch(self, progress: float) -> None:
-        """Start an epoch, or go on in the middle of one; what it sets may follow from ``progress`` only."""
-
-    def finish(self) -> None:
-        """Closed-form fits after the last step. Default: nothing."""
-
-    def readings(self) -> dict[str, Tensor]:
-        """Return figures of the last step worth a look (0-d tensors, by name), such as the temperature."""
-        return {}
 
     def classifier(self) -> Classifier:
         """Return what is deployed; it shares the method's tensors, but for an encoder tuned by ``lora``."""

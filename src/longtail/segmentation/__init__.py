@@ -1,0 +1,1 @@
+"""The dense counterparts: the same method where every pixel has a class."""

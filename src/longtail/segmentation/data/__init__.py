@@ -1,0 +1,1 @@
+"""Images with masks: where they come from, how they become batches."""

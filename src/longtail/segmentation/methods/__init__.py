@@ -1,0 +1,1 @@
+"""Methods of segmentation by name: one file each."""

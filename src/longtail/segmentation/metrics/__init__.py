@@ -1,0 +1,1 @@
+"""Figures of segmentation: pure tensors in, figures out."""

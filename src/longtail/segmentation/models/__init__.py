@@ -1,0 +1,1 @@
+"""Encoders with a decoder, the pixel classifier, and what is deployed."""
