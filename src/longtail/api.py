@@ -258,7 +258,8 @@ def load(path: str | Path, features: bool = False) -> Classifier | Segmenter:
     """Return the model of a run folder or of ``hf-hub:owner/name[@revision]``, in eval mode on the CPU.
 
     It is a segmenter where the run was one of segmentation. Nothing is unpickled. The classifier of a run on features
-    takes images, if the run keeps the encoder that made them; with ``features`` it takes features, floating point ``[B, D]``, as ``longtail embed`` stores them.
+    takes images, if the run keeps the encoder that made them; with ``features`` it takes features, floating point
+    ``[B, D]``, as ``longtail embed`` stores them.
 
     Where the run fitted a temperature, ``predict`` divides by it.
 

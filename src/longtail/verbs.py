@@ -241,6 +241,9 @@ def help_of(name: str) -> str:
 
 
 def _value(name: str, text: str, annotation: str) -> Any:
+    if annotation.startswith("Sequence"):
+        kind = "float" if "float" in annotation else "int" if "int" in annotation else "str"
+        return [_value(name, word, kind) for word in text.strip("[]").replace(",", " ").split()]
     kinds = {kind.strip() for kind in annotation.split("|")}
     for kind, convert, what in (("int", int, "a whole number"), ("float", float, "a number")):
         if kind in kinds:
@@ -250,4 +253,4 @@ def _value(name: str, text: str, annotation: str) -> Any:
                 if "str" in kinds:
                     return text
                 raise UserError(f"--{name} must be {what}, got {text!r}.") from None
-    return text.replace(",", " ").split() if annotation.startswith("Sequence") else text
+    return text
