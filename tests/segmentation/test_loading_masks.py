@@ -140,6 +140,22 @@ def test_colouring_a_few_at_a_time_changes_nothing(tmp_path, monkeypatch):
     same(make_loader(files).load(1, 1), whole)
 
 
+def test_beside_an_accelerator_views_are_made_there_and_are_the_same(tmp_path, monkeypatch):
+    files = make_files(tmp_path)
+    sent = []
+
+    def keep(items, places, workers, prefetch, pin):
+        for item in stream(items, places, workers, prefetch):
+            sent.append((pin, list(item[2])))
+            yield item
+
+    monkeypatch.setattr(loading, "stream", keep)
+    other = make_loader(files)
+    other._on_device = True  # what an accelerator as device would make it
+    same(other.load(1, 0), make_loader(files).load(1, 0))
+    assert sent == [(True, [""]), (False, list(VIEWS))]
+
+
 def test_workers_are_started_once_for_what_is_loaded_in_order(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(loading, "stream", lambda *given: started.append(given[1][0]) or stream(*given))
