@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longtail.errors import UserError
-from longtail.segmentation.data.photometric import check_dense_recipe, dense_recipes, recolour, turn_hue
+from longtail.segmentation.data.augment import check_dense_recipe, dense_recipes, recolour, turn_hue
 
 
 def random_images(count=6, side=12):

@@ -20,12 +20,14 @@ from longtail.data.samplers import epoch_order
 from longtail.data.streaming import stream
 from longtail.data.views import images_at_a_time
 from longtail.errors import UserError
+from longtail.segmentation.data.augment import check_dense_recipe, recolour
 from longtail.segmentation.data.batch import DenseBatch
 from longtail.segmentation.data.geometry import Geometry, class_rarity, cut, draw_crops
 from longtail.segmentation.data.mask_set import MaskFiles
-from longtail.segmentation.data.photometric import check_dense_recipe, recolour
 from longtail.segmentation.data.reading import read_pair
-from longtail.segmentation.data.resident import ResidentPairs
+from longtail.segmentation.data.resident import ResidentPairs, fits_in_memory
+
+__all__ = ["MaskLoader", "fits_in_memory"]
 
 PairSource = Callable[[int], tuple[Tensor, Tensor]]
 """The image, uint8 ``[3, H, W]``, and the labels, int16 ``[H, W]``, at an index."""
@@ -121,7 +123,7 @@ class MaskLoader:
 
     Args:
         files: the training set.
-        views: view name to recipe (see ``photometric.py``). All views of an image show one crop of it.
+        views: view name to recipe (see ``augment.py``). All views of an image show one crop of it.
         batch_size: images a step; one larger than the data must be made smaller by the caller.
         seed: of the order, of the crops and of every recipe.
         device: where batches go. Beside an accelerator the workers decode and crop, and the device does the rest.
