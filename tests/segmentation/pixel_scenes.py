@@ -24,7 +24,9 @@ class TinyEncoder(nn.Module):
     def __init__(self, width=6):
         super().__init__()
         self.feature_dim = width
-        self.layers = nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 1))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 4, 4), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 1)
+        )
 
     def forward(self, images):
         return self.layers(images)
@@ -71,7 +73,7 @@ def painted(masks, seed=0):
 def batch_of(masks, ids, step=0):
     """The training batch of the images at ``ids``."""
     ids = torch.as_tensor(ids)
-    views = {name: painted(masks[ids], 2 * step + place) for place, name in enumerate(("classifier", "key"))}
+    views = {name: painted(masks, 2 * step + place)[ids] for place, name in enumerate(("classifier", "key"))}
     return DenseBatch(views, masks[ids], ids, keys=ids + 1000 * step)
 
 
@@ -79,7 +81,7 @@ def fetch_of(masks):
     """What a loader's ``fetch`` does for these masks."""
 
     def fetch(view, ids, rounds):
-        return DenseBatch({view: painted(masks[ids], 7)}, masks[ids], ids, keys=ids + 5000 * (1 + rounds))
+        return DenseBatch({view: painted(masks, 7)[ids]}, masks[ids], ids, keys=ids + 5000 * (1 + rounds))
 
     return fetch
 

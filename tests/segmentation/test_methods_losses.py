@@ -90,7 +90,8 @@ def test_ignored_pixels_alone_give_exactly_nothing(name):
     logits = torch.randn(2, 4, 3, 3, requires_grad=True)
     loss = ALL[name]()(logits, torch.full((2, 3, 3), IGNORE))
     loss.backward()
-    assert loss.item() == 0 and loss.ndim == 0
+    assert loss.item() == 0
+    assert loss.ndim == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
@@ -113,7 +114,8 @@ def test_a_class_that_is_never_there_drops_out():
     kept = logits[:, [0, 1, 3]]
     wanted = PixelCrossEntropy(torch.tensor([900, 60, 10]), 1.0)(kept, torch.where(labels == 3, 2, labels))
     torch.testing.assert_close(loss, wanted)
-    assert torch.isfinite(gradient).all() and not gradient[:, 2].any()
+    assert torch.isfinite(gradient).all()
+    assert not gradient[:, 2].any()
     with pytest.raises(ValueError, match="count is 0"):
         PixelCrossEntropy(torch.tensor([900, 0, 60, 10]), 1.0)(logits, labels)
 

@@ -5,10 +5,10 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from pixel_scenes import files_of, scenes
 
 from longtail.segmentation.data.mask_set import IGNORE
 from longtail.segmentation.sampling import capped_counts, drawn_counts, labels_at, pixels_at, sample_pixels
-from pixel_scenes import files_of, scenes
 
 KEYS = torch.tensor([11, 12, 13])
 
@@ -31,7 +31,8 @@ def test_each_pair_gives_what_it_has_up_to_its_share():
     flat, labels, images = sample_pixels(masks, KEYS, budget=1000, per_class=25, seed=0)
     assert pair_counts(labels, images) == {(0, 0): 25, (0, 1): 20, (0, 2): 1, (1, 1): 25}
     assert len(flat.unique()) == len(flat)
-    assert torch.equal(masks.flatten()[flat], labels) and torch.equal(flat // 64, images)
+    assert torch.equal(masks.flatten()[flat], labels)
+    assert torch.equal(flat // 64, images)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from longtail.data.keyed import keyed_permutation
 from longtail.errors import UserError
 from longtail.memory import ClassQueue
 
-PRIMING_ROUNDS = 4
-"""Views of an image that are looked at, at most, for slots that are still empty before the first step."""
+PRIMING_ROUNDS = 16
+"""Views of an image that are looked at, at most, for slots that are still empty before the first step.
+
+Only images of classes with empty slots are looked at again, and such classes have few images."""
 
 Keys = tuple[Tensor, Tensor, Tensor]
 """Features ``[Q, D]``, their labels ``[Q]`` and their images' ids ``[Q]``."""

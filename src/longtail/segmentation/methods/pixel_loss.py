@@ -79,9 +79,7 @@ class PixelMethod(DenseMethod):
 
     def classifier(self) -> Segmenter:
         """Encoder, decoder and pixel classifier; the implied prior follows from prior strength and weights."""
-        return self.context.build_segmenter(
-            self.encoder, self.head, self.head_kind, self.prior_strength, self.weights
-        )
+        return self.context.build_segmenter(self.encoder, self.head, self.head_kind, self.prior_strength, self.weights)
 
 
 class CrossEntropy(PixelMethod):
