@@ -428,7 +428,6 @@ def test_the_teacher_is_a_stage_of_its_own_or_a_ready_run():
         ("gml", {"queue__kind": "fifo"}, "queue.kind fifo"),
         ("gml", {"queue__project": False}, "queue.project"),
         ("cross_entropy", {"loss__mixup": 0.2}, "mixup"),
-        ("logit_adjustment", {"tune__kind": "lora"}, "tune.kind lora"),
         ("cross_entropy", {"loss__class_weights": "inverse", "loss__deferred_from": 0.8}, "deferred_from"),
     ],
 )

@@ -163,11 +163,6 @@ class DenseMethod(Trainable):
                 "--loss.deferred_from is not there for segmentation, where class weights hold from the start; leave it "
                 "out."
             )
-        if config.tune.kind != "full":
-            raise UserError(
-                f"--tune.kind {config.tune.kind} is not there for segmentation, where the whole encoder is trained; "
-                "leave it out."
-            )
         if not int(train.class_counts.sum()):
             raise UserError("no training mask holds a pixel of a class; check the masks and --segmentation.ignore.")
 
