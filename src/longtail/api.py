@@ -10,12 +10,16 @@ from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, FeatureSet, ImageFiles
 from longtail.data.counts import imbalance_factor
 from longtail.deployment.result import Result
-from longtail.deployment.run_records import find_run, load_classifier
+from longtail.deployment.run_records import find_run, is_dense, load_classifier
 from longtail.errors import UserError
 from longtail.methods import get_method, is_read
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
 from longtail.reporting import fold_summary, read_log, summary, unlearned, warnings, write_report
+from longtail.segmentation.methods import dense_is_read, get_dense_method
+from longtail.segmentation.models import Segmenter
+from longtail.segmentation.result import DenseResult, load_segmenter
+from longtail.segmentation.run import train_dense
 from longtail.training.defaults import describe, resolve
 from longtail.training.evaluation import write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
@@ -53,7 +57,7 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     **options: Any,
-) -> Result:
+) -> Result | DenseResult:
     """Train, evaluate and report.
 
     Args:
@@ -86,16 +90,18 @@ def train(
     elif not config.data:
         raise UserError(f"{out} holds no run to resume; name the data to start one.")
     config = replace_options(config, {"out": str(out)})
-    get_method(config.method)
+    dense = config.task == "segmentation"
+    (get_dense_method if dense else get_method)(config.method)
     check_tracking(config.tracking.to)
     check_free(out, resume, overwrite)  # told at once, not after a look at every image
     _check_beside(out, config)
     one = _train_one if config.folds is None or config.source.fold is not None else _train_folds
-    unread = [f"--{key}" for key in given if not is_read(config.method, key)]
+    reads = dense_is_read if dense else is_read
+    unread = [f"--{key}" for key in given if not reads(config.method, key)]
     with say:
         if unread:
             say.say(f"not read by {config.method}, so without effect: {', '.join(unread)}.")
-        return one(config, given, resume, overwrite, say)
+        return (train_dense if dense else one)(config, given, resume, overwrite, say)
 
 
 def _train_one(
@@ -248,18 +254,20 @@ def _train_folds(
     return result
 
 
-def load(path: str | Path, features: bool = False) -> Classifier:
-    """Return the classifier of a run folder or of ``hf-hub:owner/name[@revision]``, in eval mode on the CPU.
+def load(path: str | Path, features: bool = False) -> Classifier | Segmenter:
+    """Return the model of a run folder or of ``hf-hub:owner/name[@revision]``, in eval mode on the CPU.
 
-    Nothing is unpickled. The classifier of a run on features takes images, if the run keeps the encoder that made them;
-    with ``features`` it takes features, floating point ``[B, D]``, as ``longtail embed`` stores them.
+    It is a segmenter where the run was one of segmentation. Nothing is unpickled. The classifier of a run on features
+    takes images, if the run keeps the encoder that made them; with ``features`` it takes features, floating point
+    ``[B, D]``, as ``longtail embed`` stores them.
 
     Where the run fitted a temperature, ``predict`` divides by it.
 
     Raises:
         UserError: the folder holds no finished run, a file in it is cut off or changed, or the hub does not give it.
     """
-    return load_classifier(find_run(path), features)
+    folder = find_run(path)
+    return load_segmenter(folder) if is_dense(folder) else load_classifier(folder, features)
 
 
 def default_folder(config: TrainConfig) -> str:

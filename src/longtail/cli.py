@@ -81,8 +81,11 @@ def _run(words: list[str]) -> int:
         print(f"longtail {longtail.__version__}")
         return 0
     verb, rest = words[0], words[1:]
-    if verb not in _OWN and verb not in verbs.VERBS:
-        raise unknown_name("command", verb, [*_OWN, *verbs.VERBS])
+    known = [*_OWN, *(name for name in verbs.VERBS if not name.endswith(verbs.DENSE))]
+    if verb not in known:
+        raise unknown_name("command", verb, known)
+    if verb not in _OWN:
+        verb = verbs.of_run(verb, rest)
     if "-h" in rest or "--help" in rest:
         recipes = f"usage: {_RECIPES}\n\n{_OWN['recipes']}"
         print(verbs.help_of(verb) if verb in verbs.VERBS else _train_help() if verb == "train" else recipes)
@@ -194,14 +197,15 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _help() -> str:
-    texts = {name: verb.text for name, verb in verbs.VERBS.items()}
+    texts = {name: verb.text for name, verb in verbs.VERBS.items() if not name.endswith(verbs.DENSE)}
     every = {"train": _OWN["train"], **texts, "recipes": _OWN["recipes"]}
     shown = "\n".join(f"  {name:<10} {text}" for name, text in every.items())
     return (
-        "usage: longtail COMMAND ...\n\nTrain image classifiers that are good on rare classes too.\n\n"
+        "usage: longtail COMMAND ...\n\nTrain image classifiers and segmenters that are good on rare classes too.\n\n"
         f"commands:\n{shown}\n\n"
         "try it:\n  longtail train digits-lt            a minute on two cores, ends with a report\n"
         "  longtail train FOLDER               your own images, in one folder a class\n"
+        "  longtail train FOLDER --task segmentation   your own images with a mask each\n"
         "  longtail COMMAND --help             the options of a command"
     )
 

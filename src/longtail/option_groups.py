@@ -248,7 +248,8 @@ class OptimiserOptions:
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: on everything but the temperature.
-        schedule: ``cosine`` to zero, ``step`` (times ``decay`` at each milestone) or ``constant``.
+        schedule: ``cosine`` to zero, ``poly`` to zero (power 0.9; the default for segmentation), ``step`` (times
+            ``decay`` at each milestone) or ``constant``.
         warmup: share of the stage's steps with a linear warm-up from zero to ``lr``, never above it.
         milestones: for ``step``, as shares of the stage's epochs.
         decay: for ``step``, the factor at each milestone.
@@ -261,7 +262,7 @@ class OptimiserOptions:
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float | None = None
-    schedule: Literal["cosine", "step", "constant"] | None = None
+    schedule: Literal["cosine", "poly", "step", "constant"] | None = None
     warmup: float = 0.05
     milestones: list[float] = field(default_factory=lambda: [0.8, 0.9])
     decay: float = 0.1

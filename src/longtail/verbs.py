@@ -53,6 +53,53 @@ VERBS = {
     ),
 }
 
+DENSE = " (segmentation)"
+"""Ending of the names of commands as they are for runs of segmentation."""
+
+VERBS |= {
+    f"evaluate{DENSE}": Verb(
+        "segmentation.evaluate",
+        "RUN [DATA]",
+        "figures of a finished run, on its test set or on other data",
+        "evaluate_masks",
+    ),
+    f"predict{DENSE}": Verb(
+        "segmentation.predict",
+        "RUN IMAGES...",
+        "what a finished run says of every pixel of new images",
+        "predict_masks",
+    ),
+    f"export{DENSE}": Verb(
+        "segmentation.export_run", "RUN", "a run's model as ONNX, torch.export or safetensors", "export_segmenter"
+    ),
+    f"compare{DENSE}": Verb(
+        "segmentation.compare", "RUN RUN ...", "finished runs in one table, with paired differences", "compare_dense"
+    ),
+}
+
+
+def of_run(name: str, words: Sequence[str]) -> str:
+    """Return the command that ``longtail NAME WORDS...`` means: that of segmentation where its run is of that kind.
+
+    Told by the files of the first word that names a folder, without a model being loaded.
+    """
+    if f"{name}{DENSE}" not in VERBS:
+        return name
+    folders = (Path(word) for word in words if not word.startswith("--"))
+    first = next((folder for folder in folders if folder.is_dir()), None)
+    return f"{name}{DENSE}" if first is not None and _is_dense(first) else name
+
+
+def _is_dense(folder: Path) -> bool:
+    """Return whether a folder says of itself that it holds a run or a model of segmentation."""
+    for name, key in (("config.yaml", "task: segmentation"), ("model.json", '"task": "segmentation"')):
+        try:
+            text = (folder / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        return any(line.strip().rstrip(",") == key for line in text.splitlines())
+    return False
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -175,7 +222,7 @@ def lists_of(name: str) -> set[str]:
 
 def usage(name: str) -> str:
     """Return the line that shows how the command ``name`` is written."""
-    return f"longtail {name} {VERBS[name].usage} [--OPTION VALUE ...]"
+    return f"longtail {name.removesuffix(DENSE)} {VERBS[name].usage} [--OPTION VALUE ...]"
 
 
 def help_of(name: str) -> str:
@@ -188,10 +235,15 @@ def help_of(name: str) -> str:
         lines += [f"  {label:<22} {wrapped[0] if wrapped else ''}", *(" " * 25 + line for line in wrapped[1:])]
     if takes_train_options(name):
         lines.append(f"  {'--...':<22} every option of longtail train: see longtail train --help")
+    if f"{name}{DENSE}" in VERBS:
+        lines += ["", "for a run of segmentation:", "", *help_of(f"{name}{DENSE}").splitlines()]
     return "\n".join(lines)
 
 
 def _value(name: str, text: str, annotation: str) -> Any:
+    if annotation.startswith("Sequence"):
+        kind = "float" if "float" in annotation else "int" if "int" in annotation else "str"
+        return [_value(name, word, kind) for word in text.strip("[]").replace(",", " ").split()]
     kinds = {kind.strip() for kind in annotation.split("|")}
     for kind, convert, what in (("int", int, "a whole number"), ("float", float, "a number")):
         if kind in kinds:
@@ -201,4 +253,4 @@ def _value(name: str, text: str, annotation: str) -> Any:
                 if "str" in kinds:
                     return text
                 raise UserError(f"--{name} must be {what}, got {text!r}.") from None
-    return text.replace(",", " ").split() if annotation.startswith("Sequence") else text
+    return text

@@ -72,7 +72,7 @@ def export(
         )
     if format == "onnx":
         need_onnx()
-    target = Path(out) if out is not None else _default_folder(run, path) / format
+    target = Path(out) if out is not None else default_folder(run, path) / format
     check_replaceable(target, _OURS[format], overwrite)
     classifier = load_classifier(path)
     temperature = None if uncalibrated else classifier.temperature
@@ -94,7 +94,7 @@ def export(
             card = model_card(path, classifier, code, applied)
             write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
     for file in sorted(target.iterdir()):
-        say.say(f"{file}  {_size(file)}")
+        say.say(f"{file}  {file_size(file)}")
     if format in ("onnx", "torch"):
         say.say(f"input images: {form.describe_images(classifier)}")
         if prior_input:
@@ -128,13 +128,14 @@ def write_model_folder(folder: Path, run: Path, classifier: Classifier, place: s
     return checked
 
 
-def _default_folder(run: str | Path, path: Path) -> Path:
+def default_folder(run: str | Path, path: Path) -> Path:
     """Return the folder of exports: inside the run, but not inside the cache of the hub."""
     if not str(run).startswith(HUB):
         return path / "export"
     return Path("export") / Path(str(run).removeprefix(HUB).partition("@")[0]).name
 
 
-def _size(file: Path) -> str:
+def file_size(file: Path) -> str:
+    """Return the size of a file in words."""
     size = file.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

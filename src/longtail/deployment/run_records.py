@@ -8,6 +8,7 @@ from typing import Any
 
 from longtail.data.sources import is_named
 from longtail.errors import UserError
+from longtail.files import load_meta
 from longtail.hub import HUB, fetch_model
 from longtail.models import Classifier
 from longtail.reporting.run_record import ClassRow, DataRecord, read_classes, read_data, read_evaluation
@@ -55,6 +56,16 @@ def find_run(run: str | Path) -> Path:
         UserError: the hub does not give it.
     """
     return fetch_model(str(run)) if str(run).startswith(HUB) else Path(run)
+
+
+def is_dense(run: Path) -> bool:
+    """Return whether a run folder, or a folder with its model alone, is one of segmentation; False where none is."""
+    if (run / "config.yaml").is_file():
+        return read_config(run).get("task") == "segmentation"
+    if not (run / "model.json").is_file():
+        return False
+    spec = load_meta(run, "model").get("spec")
+    return isinstance(spec, dict) and spec.get("task") == "segmentation"
 
 
 def load_classifier(folder: Path, features: bool = False) -> Classifier:

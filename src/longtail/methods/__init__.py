@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longtail.errors import unknown_name
 from longtail.methods.balanced_softmax import BalancedSoftmax
-from longtail.methods.base import OWN_OPTIONS, Fetch, Method, MethodContext, Stage
+from longtail.methods.base import OWN_OPTIONS, Fetch, Method, MethodContext, Stage, Trainable
 from longtail.methods.bcl import BCL
 from longtail.methods.class_balanced import ClassBalanced
 from longtail.methods.decoupled import ClassifierRetraining, LearnableWeightScaling, NearestClassMean, TauNormalised
@@ -51,6 +51,8 @@ def is_read(method: str, option: str) -> bool:
 
     Of a method that is not registered here (the run is someone else's) nothing is known: all is taken to be read.
     """
+    if option.startswith("segmentation."):
+        return False
     return not option.startswith(OWN_OPTIONS) or method not in METHODS or METHODS[method].reads(option)
 
 
@@ -69,6 +71,7 @@ __all__ = [
     "Stage",
     "SupCon",
     "SupConLogitAdjustment",
+    "Trainable",
     "get_method",
     "is_read",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from longtail.data import DataSplits
 from longtail.methods import MethodContext, get_method
 from longtail.models import Classifier
 from longtail.training.guard import StopRequest
+from longtail.training.loaders import build_loader
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.progress import ProgressReporter
 from longtail.training.random_numbers import own_random_numbers
@@ -61,7 +63,12 @@ def train_in_memory(config: TrainConfig, data: DataSplits) -> tuple[Classifier, 
     method.check(config, data.train)
     [stage] = method.stages(config, config.method)
     log, device = _List(), torch.device(config.device)
+    context = MethodContext(config, stage, data.train, data.mean, data.std)
     job = StageJob(
+        config=config,
+        stage=stage,
+        build_method=partial(method.build, context),
+        build_loader=partial(build_loader, context=context, device=device),
         number=0,
         device=device,
         checkpoints=_NoStates(),
@@ -73,8 +80,9 @@ def train_in_memory(config: TrainConfig, data: DataSplits) -> tuple[Classifier, 
         identity={},
     )
     with own_random_numbers(device):
-        run = StageRun(MethodContext(config, stage, data.train, data.mean, data.std), job)
+        run = StageRun(job)
         classifier = run.run().cpu()
+    assert isinstance(classifier, Classifier)
     told = {"stage", "epoch", "step", "lr", "steps_taken", *run.method.readings()}
     epochs = (record for record in log.records if "steps_taken" in record)
     return classifier, [sum(record[name] for name in record if name not in told) for record in epochs]

@@ -17,13 +17,13 @@ from longtail.methods import Method, MethodContext
 Loader = ResidentLoader | StreamingLoader | FeatureLoader
 
 
-def build_loader(method: Method, context: MethodContext, seed: int, device: torch.device) -> Loader:
+def build_loader(method: Method, seed: int, context: MethodContext, device: torch.device) -> Loader:
     """Return what gives the batches of a stage.
 
     Args:
         method: whose views and sampler they have.
-        context: what it was built from.
         seed: of the stage.
+        context: what the method was built from.
         device: where batches go.
     """
     train, batch_size, epochs = context.train, resolved(context.config.batch_size), context.stage.epochs

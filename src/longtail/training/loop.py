@@ -17,11 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from longtail.config import resolved
+from longtail.config import TrainConfig, resolved
 from longtail.data.keyed import derive_seed
-from longtail.data.loading import ResidentLoader
-from longtail.methods import Method, MethodContext, get_method
-from longtail.models import Classifier
+from longtail.methods import Stage, Trainable
 from longtail.training.capture import CapturedStep, CudaRecorder, Step, can_capture
 from longtail.training.checkpoint import (
     load_module,
@@ -32,7 +30,6 @@ from longtail.training.checkpoint import (
 )
 from longtail.training.ema import MovingAverage
 from longtail.training.guard import Diverged, Interrupted, StopRequest
-from longtail.training.loaders import build_loader
 from longtail.training.optimisers import build_optimiser, parameter_groups, set_rate
 from longtail.training.progress import ProgressReporter
 from longtail.training.random_numbers import seed_torch
@@ -65,11 +62,32 @@ class Records(Protocol):
         """Append one record."""
 
 
+class StepLoader(Protocol):
+    """What gives the batches of a stage, each a function of (epoch, step) alone."""
+
+    steps_per_epoch: int
+    batch_size: int
+    labels: Tensor
+
+    def load(self, epoch: int, step: int) -> Any:
+        """Return batch ``step`` (0-based) of ``epoch``, as the method takes it."""
+
+    def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Any:
+        """Return a view of the samples at ``ids [M]`` outside any epoch, as the method's ``prepare`` takes it."""
+
+    def close(self) -> None:
+        """End its processes."""
+
+
 @dataclass(frozen=True)
 class StageJob:
-    """What the loop needs beside the method's context.
+    """What the loop trains, and where it runs and writes.
 
     Attributes:
+        config: the resolved options of the run.
+        stage: the stage.
+        build_method: returns the method, built in torch's present random state.
+        build_loader: returns what gives its batches, for a method and the stage's seed.
         number: position of the stage in the run.
         device: where to train.
         checkpoints: where the state goes.
@@ -79,7 +97,13 @@ class StageJob:
         look: called with a copy of the present classifier when ``evaluate_every`` says so; returns figures for the log.
         validate: likewise, on the validation images; None if there are none. The last epoch is always looked at.
         identity: facts that a state must agree on to be resumed (written into it).
+        figure: of those that ``validate`` returns, what the best epoch is chosen by.
     """
+
+    config: TrainConfig
+    stage: Stage
+    build_method: Callable[[], Trainable]
+    build_loader: Callable[[Any, int], StepLoader]
 
     number: int
     device: torch.device
@@ -87,37 +111,32 @@ class StageJob:
     log: Records
     progress: ProgressReporter
     stop: StopRequest
-    look: Callable[[Classifier], dict[str, float]]
-    validate: Callable[[Classifier], dict[str, float]] | None
+    look: Callable[[Any], dict[str, float]]
+    validate: Callable[[Any], dict[str, float]] | None
     identity: dict[str, Any]
+    figure: str = "val_balanced_accuracy"
 
 
 class StageRun:
     """A stage in progress.
 
     Args:
-        context: what the method is built from.
-        job: where it runs and writes.
+        job: what is trained, where it runs and writes.
         restored: ``(tensors, meta)`` of a checkpoint of this stage, or None to start from the beginning.
     """
 
-    def __init__(
-        self,
-        context: MethodContext,
-        job: StageJob,
-        restored: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
-    ) -> None:
-        config, stage = context.config, context.stage
-        self.context, self.job, self.config, self.stage = context, job, config, stage
+    def __init__(self, job: StageJob, restored: tuple[dict[str, Tensor], dict[str, Any]] | None = None) -> None:
+        config, stage = job.config, job.stage
+        self.job, self.config, self.stage = job, config, stage
         self.seed = derive_seed(config.seed, stage.name)
         seed_torch(derive_seed(self.seed, "init"), job.device)
         # Channels last: the same figures in less time (benchmarks/step.py).
-        self.method: Method = get_method(stage.method).build(context)
-        self.method = self.method.to(job.device).to(memory_format=torch.channels_last)
+        self.method: Trainable = job.build_method().to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
-        self.loader = build_loader(self.method, context, self.seed, job.device)
-        if isinstance(self.loader, ResidentLoader) and self.loader.notice is not None:
-            job.progress.say(self.loader.notice)
+        self.loader = job.build_loader(self.method, self.seed)
+        notice = getattr(self.loader, "notice", None)  # one that keeps the images may have to say where
+        if notice is not None:
+            job.progress.say(notice)
         groups = parameter_groups(self.method, config.tune)
         self.optimiser = build_optimiser(groups, config.optimiser, job.device)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
@@ -125,7 +144,7 @@ class StageRun:
         decay = config.optimiser.ema if stage.epochs else None
         self.average = MovingAverage(deployed, decay).to(job.device) if decay is not None else None
         best = config.select == "best" and self.method.classifies and stage.epochs > 0
-        self.best = BestEpoch() if best else None
+        self.best = BestEpoch(job.figure) if best else None
         self.step = 0 if restored is None else int(restored[1]["step"])
         self.training_step = TrainingStep(
             self.method,
@@ -155,7 +174,7 @@ class StageRun:
         """Optimiser steps of the whole stage."""
         return self.loader.steps_per_epoch * self.stage.epochs
 
-    def run(self) -> Classifier:
+    def run(self) -> nn.Module:
         """Train to the end and return the classifier: of the best epoch, if that is selected.
 
         Raises:
@@ -262,7 +281,7 @@ class StageRun:
         if self.training_step.guard.in_row == 0 and (due or self.step == self.total_steps):
             self.save()
 
-    def deployable(self) -> Classifier:
+    def deployable(self) -> nn.Module:
         """Return a copy of the classifier as it would be deployed now: of the moving average, if there is one."""
         with self.average.applied() if self.average is not None else nullcontext():
             return copy.deepcopy(self.method.classifier()).eval()

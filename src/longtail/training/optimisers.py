@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from longtail.config import resolved
-from longtail.methods import Method
+from longtail.methods import Trainable
 from longtail.models import layer_depths
 from longtail.option_groups import OptimiserOptions, TuneOptions
 from longtail.training.capture import can_capture
 
 
-def parameter_groups(method: Method, tune: TuneOptions) -> list[dict[str, Any]]:
+def parameter_groups(method: Trainable, tune: TuneOptions) -> list[dict[str, Any]]:
     """Return the parameter groups of a method, those of the encoder split by their rates.
 
     A group whose rate is another has the factor ``lr_scale``, which :func:`set_rate` reads. Nothing changes where

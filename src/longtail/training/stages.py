@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from longtail.training.checkpoint import CheckpointFolder, MetricsLog
 from longtail.training.evaluation import evaluate_classifier, quick_look, write_evaluation
 from longtail.training.gallery import write_gallery
 from longtail.training.guard import StopRequest
+from longtail.training.loaders import build_loader
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
@@ -105,6 +107,10 @@ def run_stages(
             text = None if resumed else heads.of(stage)
             context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed, text)
             job = StageJob(
+                config=config,
+                stage=stage,
+                build_method=partial(get_method(stage.method).build, context),
+                build_loader=partial(build_loader, context=context, device=device),
                 number=number,
                 device=device,
                 checkpoints=checkpoints,
@@ -119,13 +125,15 @@ def run_stages(
             # Everything random in a stage is seeded by it; the caller's generator (on the CPU) is left as it was.
             progress.note(f"preparing {stage.name}")
             with torch.random.fork_rng(devices=[]):
-                run = StageRun(context, job, restored)
+                run = StageRun(job, restored)
                 restored = None
                 try:
-                    finished[stage.name] = run.run()
+                    trained = run.run()
                 finally:
                     folder.note_seconds(stage.name, time.monotonic() - began, device)
-            finished[stage.name].save(target)
+            assert isinstance(trained, Classifier)
+            finished[stage.name] = trained
+            trained.save(target)
             if not run.method.classifies:
                 finished[stage.name] = Classifier.load(target)
                 continue

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.data.loading import Batch
-from longtail.methods import Method
+from longtail.methods import Trainable
 from longtail.training.ema import MovingAverage
 from longtail.training.guard import NormStatistics
 from longtail.training.optimisers import step_unless
@@ -42,7 +42,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        method: Method,
+        method: Trainable,
         optimiser: torch.optim.Optimizer,
         average: MovingAverage | None,
         device: torch.device,

@@ -1,0 +1,280 @@
+"""A run on masks: read, choose, train stage by stage, evaluate, report. What ``longtail.train`` does for images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longtail.config import TrainConfig, get_option, replace_options, resolved
+from longtail.data.counts import imbalance_factor
+from longtail.data.streaming import default_workers
+from longtail.errors import UserError
+from longtail.files import write_json
+from longtail.methods.base import Stage
+from longtail.segmentation.data.loading import MaskLoader
+from longtail.segmentation.data.mask_set import MaskSplits
+from longtail.segmentation.data.sources import load_masks
+from longtail.segmentation.defaults import (
+    choose_dense_weights,
+    describe_dense,
+    geometry_of,
+    resolve_dense,
+)
+from longtail.segmentation.evaluation import (
+    dense_summary,
+    dense_warnings,
+    evaluate_segmenter,
+    quick_look,
+    write_dense_evaluation,
+)
+from longtail.segmentation.methods import DenseContext, DenseMethod, get_dense_method
+from longtail.segmentation.models import Segmenter, TestView
+from longtail.segmentation.report import write_dense_gallery, write_dense_report
+from longtail.segmentation.result import DenseResult
+from longtail.training.checkpoint import CheckpointFolder, MetricsLog
+from longtail.training.guard import StopRequest
+from longtail.training.loop import StageJob, StageRun
+from longtail.training.pace import PlannedStage
+from longtail.training.progress import ProgressReporter
+from longtail.training.run_folder import RunFolder, check_same_options, config_digest
+from longtail.training.stages import check_config
+from longtail.training.tracking import Tracking
+
+
+def read_masks(config: TrainConfig, say: ProgressReporter) -> MaskSplits:
+    """Return the training, validation and test set that the options name, every file looked at."""
+    return load_masks(
+        config.data,
+        root=config.root,
+        source=config.source,
+        options=config.segmentation,
+        val_fraction=config.val_fraction,
+        on_bad=config.on_bad_image,
+        workers=default_workers(None),
+        progress=say.counter("looking at every mask"),
+    )
+
+
+def test_view(config: TrainConfig) -> TestView:
+    """Return how whole images are looked at when tested, as the options say."""
+    own = config.segmentation
+    window = None if own.window is None else (own.window[0], own.window[1])
+    return TestView(window, own.stride, tuple(own.test_scales), own.test_mirror)
+
+
+def train_dense(
+    config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter
+) -> DenseResult:
+    """Train one run on masks into ``config.out``.
+
+    Raises:
+        UserError, Interrupted, Diverged: as ``longtail.train``.
+    """
+    out = Path(str(config.out))
+    resumed = resume and (out / "config.yaml").exists()
+    splits = read_masks(config, say)
+    notes: list[str] = []
+    if resumed:
+        given = {key: value for key, value in given.items() if (key, value) != ("precision", "fastest")}
+        asked, _ = resolve_dense(replace_options(config, given), splits)
+        check_same_options(config, {key: get_option(asked, key) for key in given}, out)
+    else:
+        config, notes = resolve_dense(config, splits)
+        config, weight_notes = choose_dense_weights(config)
+        notes += weight_notes
+        get_dense_method(config.method).check(config, splits.train)
+    _tell(config, splits, notes, given, say)
+    teacher = config.teacher.run
+    if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
+    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    try:
+        if not folder.holds_run:
+            folder.write_config(config)
+            write_record(folder.path, splits, notes)
+        with Tracking(config, folder.path, say) as tracking:
+            evaluation = run_dense_stages(config, splits, folder, say, tracking.update)
+            write_dense_report(folder.path)
+            tracking.finish(evaluation)
+    finally:
+        folder.close()
+    say.say(dense_summary(evaluation))
+    for line in dense_warnings(evaluation):
+        say.say(line)
+    result = DenseResult(folder.path, evaluation)
+    say.say(f"report: {result.report}")
+    return result
+
+
+def _tell(
+    config: TrainConfig, splits: MaskSplits, notes: list[str], given: dict[str, Any], say: ProgressReporter
+) -> None:
+    """Say what there is to train on, and with what."""
+    train = splits.train
+    shares = train.class_counts / train.class_counts.sum()
+    rarest = int(torch.where(shares > 0, shares, 2.0).argmin())
+    say.say(
+        f"{splits.name}: {len(train)} training images, {train.num_classes} classes, of the pixels "
+        f"{train.class_names[int(shares.argmax())]} {shares.max():.1%} down to {train.class_names[rarest]} "
+        f"{shares[rarest]:.2%} (imbalance {imbalance_factor(train.class_counts):.3g}, by images "
+        f"{imbalance_factor(train.image_counts):.3g}), "
+        + (f"{len(splits.validation)} validation images, " if splits.validation is not None else "")
+        + f"{len(splits.test)} test images ({splits.test_split})"
+    )
+    for note in (*splits.notes, *notes):
+        say.say(note)
+    say.say(f"{config.method}, chosen from the data: {describe_dense(config, set(given))}")
+
+
+def write_record(path: Path, splits: MaskSplits, notes: list[str]) -> None:
+    """Write ``data.json``: what was read, how it was split, what was left out and why."""
+    record = {
+        "name": splits.name,
+        "task": "segmentation",
+        "train_images": len(splits.train),
+        "test_images": len(splits.test),
+        "test_split": splits.test_split,
+        "validation_images": 0 if splits.validation is None else len(splits.validation),
+        "validation_split": splits.validation_split,
+        "train_fingerprint": splits.train.fingerprint(),
+        "notes": [*splits.notes, *notes],
+        "skipped_count": len(splits.skipped),
+        "skipped": [{"file": file, "reason": reason} for file, reason in splits.skipped[:1000]],
+    }
+    write_json(path / "data.json", record)
+
+
+def run_identity(config: TrainConfig, splits: MaskSplits, path: Path, stages: list[Stage]) -> dict[str, Any]:
+    """Return what a state must agree on to be resumed."""
+    identity: dict[str, Any] = {
+        "train": splits.train.fingerprint(),
+        "test": splits.test.fingerprint(),
+        "stages": [stage.name for stage in stages],
+        "config": config_digest(path),
+    }
+    if splits.validation is not None:
+        identity["validation"] = splits.validation.fingerprint()
+    return identity
+
+
+def run_dense_stages(
+    config: TrainConfig,
+    splits: MaskSplits,
+    folder: RunFolder,
+    progress: ProgressReporter,
+    follow: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Train every stage that is not finished yet, write model and evaluation, and return the evaluation.
+
+    ``follow`` is called whenever ``metrics.jsonl`` has changed.
+
+    Raises:
+        Interrupted, Diverged: see :class:`longtail.training.loop.StageRun`; the state is written.
+        UserError: a checkpoint does not fit.
+    """
+    device, workers = torch.device(config.device), config.loading.workers
+    stages = get_dense_method(config.method).stages(config, config.method)
+    checkpoints = CheckpointFolder(folder.path / "resume")
+    identity = run_identity(config, splits, folder.path, stages)
+    restored = checkpoints.load()
+    if restored is not None:
+        check_config(folder.path, restored[1])
+        if restored[1].get("identity") != identity:
+            raise UserError(
+                f"the data is not what the run in {folder.path} was started with; restore it, or start anew with "
+                "--overwrite."
+            )
+    log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0, follow)
+    plan = [PlannedStage(stage.name, stage.epochs, get_dense_method(stage.method).passes) for stage in stages]
+    progress.plan(str(folder.path), folder.path / "report.html", plan)
+    mean, std = tuple(resolved(config.source.mean)), tuple(resolved(config.source.std))
+    finished: dict[str, Segmenter] = {}
+    evaluation: dict[str, Any] = {}
+    with StopRequest() as stop:
+        for number, stage in enumerate(stages):
+            target = folder.path if stage is stages[-1] else folder.path / stage.name
+            if restored is not None and restored[1]["stage"] > number:
+                finished[stage.name] = Segmenter.load(target)
+                continue
+            previous = _previous(stage, finished, folder.path, restored is not None)
+            context = DenseContext(config, stage, splits.train, mean, std, previous, restored is not None)
+            job = StageJob(
+                config=config,
+                stage=stage,
+                build_method=partial(get_dense_method(stage.method).build, context),
+                build_loader=partial(build_mask_loader, context=context, device=device),
+                number=number,
+                device=device,
+                checkpoints=checkpoints,
+                log=log,
+                progress=progress,
+                stop=stop,
+                look=partial(_look, files=splits.test, device=device, workers=workers, of="test"),
+                validate=None
+                if splits.validation is None
+                else partial(_look, files=splits.validation, device=device, workers=workers, of="val"),
+                identity=identity,
+                figure="val_miou",
+            )
+            began = time.monotonic()
+            progress.note(f"preparing {stage.name}")
+            with torch.random.fork_rng(devices=[]):
+                run = StageRun(job, restored)
+                restored = None
+                try:
+                    trained = run.run()
+                finally:
+                    folder.note_seconds(stage.name, time.monotonic() - began, device)
+            assert isinstance(trained, Segmenter)
+            trained.save(target)
+            # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
+            segmenter = finished[stage.name] = Segmenter.load(target)
+            progress.note(f"evaluating {stage.name}")
+            view = test_view(config)
+            evaluated = evaluate_segmenter(segmenter, splits.test, device, config.segmentation, workers, view)
+            evaluated.figures["selection"] = run.best.record if run.best is not None else "last"
+            if stage is stages[-1]:
+                write_dense_gallery(target, segmenter, evaluated, splits.test, view)
+            write_dense_evaluation(target, evaluated)
+            evaluation = evaluated.figures
+    return evaluation
+
+
+def build_mask_loader(method: DenseMethod, seed: int, context: DenseContext, device: torch.device) -> MaskLoader:
+    """Return what gives the batches of a stage: crops with their masks, ``method``'s views of each."""
+    config = context.config
+    workers = config.loading.workers
+    return MaskLoader(
+        context.train,
+        method.views,
+        resolved(config.batch_size),
+        seed,
+        device,
+        context.stage.epochs,
+        geometry=geometry_of(config),
+        mean=context.mean,
+        std=context.std,
+        workers=default_workers(device) if workers is None else workers,
+        prefetch=config.loading.prefetch,
+        fetched=method.fetched_views,
+        resident=bool(config.loading.resident),
+    )
+
+
+def _look(segmenter: Segmenter, files: Any, device: torch.device, workers: int | None, of: str) -> dict[str, float]:
+    return quick_look(segmenter, files, device, workers, of=of)
+
+
+def _previous(stage: Stage, finished: dict[str, Segmenter], folder: Path, resumed: bool) -> Segmenter | None:
+    """Return the segmenter that a stage takes: of an earlier stage, or of a ready run, which is copied here."""
+    if stage.takes is None or stage.ready is None:
+        return None if stage.takes is None else finished[stage.takes]
+    kept = folder / stage.takes
+    if not resumed or not (kept / "model.json").exists():
+        Segmenter.load(stage.ready).save(kept)
+    return Segmenter.load(kept)
