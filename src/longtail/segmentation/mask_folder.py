@@ -67,7 +67,7 @@ def mask_names(files: Sequence[str]) -> list[str]:
     ):
         times = Counter(name.casefold() for name in names)
         names = [longer(path) if times[name.casefold()] > 1 else name for path, name in zip(paths, names, strict=True)]
-    taken = {name.casefold() for name, times in Counter(names).items() if times == 1}
+    taken = {name.casefold() for name in names}
     seen: set[str] = set()
     for place, name in enumerate(names):
         number, other = 1, name
@@ -86,7 +86,7 @@ def class_table(class_names: Sequence[str], palette: Tensor) -> bytes:
     rows.writerow(_CLASSES_HEAD)
     for index, (name, colour) in enumerate(zip(class_names, palette.cpu(), strict=True)):
         rows.writerow([index, name, hex_colour(colour), *colour.tolist()])
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def write_file(path: Path, data: bytes) -> None:

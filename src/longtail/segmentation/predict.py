@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from PIL.Image import Resampling
 from torch import Tensor
 
+from longtail.config import TrainConfig
 from longtail.data.decode import BadImage, opened, read_image
 from longtail.deployment.image_inputs import ArrayImages, find_images
 from longtail.deployment.priors import find_prior
 from longtail.deployment.result_table import Column, ResultTable, Row
 from longtail.deployment.run_records import find_run
 from longtail.errors import UserError, counted, unknown_name
-from longtail.option_groups import SegmentationOptions
+from longtail.options import make_config, parse_values
+from longtail.segmentation.defaults import check_test_view
 from longtail.segmentation.mask_folder import (
     CLASSES,
     MASKS,
@@ -37,6 +39,7 @@ from longtail.segmentation.mask_folder import (
 from longtail.segmentation.models import Segmenter, TestView
 from longtail.segmentation.overlays import class_overlay, index_png, jpeg, picture
 from longtail.segmentation.result import load_segmenter
+from longtail.segmentation.run import test_view
 from longtail.training.devices import pick_device
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import read_config
@@ -66,18 +69,18 @@ class MaskPredictions:
 
 def predict_masks(
     run: str | Path,
-    images: str | Path | Sequence[str | Path],
+    images: Sequence[str | Path],
     *,
-    out: str | Path,
-    overlay: bool = True,
-    prior: str | None = None,
-    window: tuple[int, int] | None = None,
+    out: str | Path | None = None,
+    masks_only: bool = False,
+    prior: str = "none",
+    window: Sequence[int] | None = None,
     stride: float | None = None,
     scales: Sequence[float] | None = None,
-    mirror: bool | None = None,
+    mirror: bool = False,
     device: str = "auto",
     overwrite: bool = False,
-    on_bad_image: Literal["error", "skip"] = "error",
+    on_bad_image: str = "error",
     quiet: bool = False,
 ) -> MaskPredictions:
     """Write the mask of every image into the folder ``out``, image by image.
@@ -93,12 +96,12 @@ def predict_masks(
         images: files, folders (with all below), patterns such as 'photos/*.jpg', or - for one path a line on standard
             input; of any size, each predicted at the size that training brought images to, if it did.
         out: folder for the results; new, or written by an earlier call.
-        overlay: write overlays too.
+        masks_only: write no overlays.
         prior: how frequent the classes are among the pixels: none (as the model has learned to expect), uniform, train
             (as in the training data), or a table with the columns class and prior.
-        window: height and width of the sliding window; default of this and the next three: as the run was tested.
+        window: height and width of a sliding window in pixels; default: as the run was tested, like the next three.
         stride: share of the window that the next one is moved by.
-        scales: sizes whose probabilities are averaged, relative to the image.
+        scales: sizes that are averaged, relative to the image, such as 0.75,1,1.25.
         mirror: average with the mirror image.
         device: where to compute.
         overwrite: replace what an earlier call wrote into ``out``.
@@ -110,6 +113,8 @@ def predict_masks(
     """
     if on_bad_image not in ("error", "skip"):
         raise unknown_name("--on_bad_image", on_bad_image, ("error", "skip"))
+    if out is None:
+        raise UserError("--out is missing; name the folder for masks and overlays.")
     path, place = find_run(run), Path(out).expanduser()
     check_place(place, overwrite)
     segmenter = load_segmenter(path)
@@ -137,7 +142,7 @@ def predict_masks(
             else:
                 labels, confidence = predict_image(segmenter, read, view, weights)
                 write_file(place / MASKS / f"{name}.png", index_png(labels, segmenter.palette))
-                if overlay:
+                if not masks_only:
                     drawn = class_overlay(read, labels, segmenter.palette.cpu())
                     write_file(place / OVERLAYS / f"{name}.jpg", jpeg(drawn))
                 table.write([_row(file, f"{MASKS}/{name}.png", labels, confidence, segmenter.class_names)])
@@ -168,7 +173,7 @@ def predict_image(
     shown = image if segmenter.size in (None, (height, width)) else resized(image, segmenter.size)
     probabilities = segmenter.predict(shown[None].to(segmenter.mean.device), prior, view)
     best, labels = largest_at_size(probabilities[0], (height, width))
-    return labels.cpu(), float(best.double().mean())
+    return labels.cpu(), float(best.float().mean())
 
 
 def largest_at_size(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -223,36 +228,29 @@ def _unreadable(file: str, error: BadImage) -> UserError:
 
 
 def _view(
-    run: Path,
-    window: tuple[int, int] | None,
-    stride: float | None,
-    scales: Sequence[float] | None,
-    mirror: bool | None,
+    run: Path, window: Sequence[int] | None, stride: float | None, scales: Sequence[float] | None, mirror: bool
 ) -> TestView:
     """Return how images are looked at: as the run was tested, as far as that is known here, but for what is given."""
-    stated = (read_config(run) if (run / "config.yaml").exists() else {}).get("segmentation") or {}
-    usual = SegmentationOptions()
-    chosen: dict[str, Any] = {"window": window, "stride": stride, "test_scales": scales, "test_mirror": mirror}
-    for key, value in chosen.items():
-        chosen[key] = stated.get(key, getattr(usual, key)) if value is None else value
-    sides, shares = chosen["window"], tuple(chosen["test_scales"])
-    if sides is not None and (len(sides) != 2 or min(sides) < 1):
-        raise UserError(f"--window must be a height and a width in pixels, such as [512,512], got {sides}.")
-    if not 0 < chosen["stride"] <= 1:
-        raise UserError(f"--stride is a share of the window, above 0 and at most 1, got {chosen['stride']:g}.")
-    if not shares or not all(0 < share <= 16 for share in shares):
-        raise UserError(f"--scales must be factors above 0, such as [0.75,1,1.25], got {list(shares)}.")
-    return TestView(
-        None if sides is None else (sides[0], sides[1]), chosen["stride"], shares, bool(chosen["test_mirror"])
+    there = (run / "config.yaml").exists()
+    config = make_config(parse_values(read_config(run), str(run / "config.yaml"))) if there else TrainConfig()
+    stated = config.segmentation
+    own = replace(
+        stated,
+        window=stated.window if window is None else list(window),
+        stride=stated.stride if stride is None else stride,
+        test_scales=stated.test_scales if scales is None else list(scales),
+        test_mirror=stated.test_mirror or mirror,
     )
+    check_test_view(own)
+    return test_view(replace(config, segmentation=own))
 
 
-def _prior(prior: str | None, segmenter: Segmenter) -> Tensor | None:
-    if prior in (None, "none"):
+def _prior(prior: str, segmenter: Segmenter) -> Tensor | None:
+    if prior == "none":
         return None
-    if not Path(str(prior)).suffix and not Path(str(prior)).exists() and prior not in _WORDS:
-        raise unknown_name("prior", str(prior), (*_WORDS, "FILE.csv"))
-    return find_prior(str(prior), segmenter)
+    if not Path(prior).suffix and not Path(prior).exists() and prior not in _WORDS:
+        raise unknown_name("prior", prior, (*_WORDS, "FILE.csv"))
+    return find_prior(prior, segmenter)
 
 
 def _read_ahead(files: Sequence[str]) -> Iterator[Tensor | BadImage]:

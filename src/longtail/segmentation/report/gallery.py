@@ -14,7 +14,7 @@ from torch import Tensor
 from longtail.files import write_json
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.data.reading import read_pair
-from longtail.segmentation.overlays import class_overlay, error_map, picture
+from longtail.segmentation.overlays import class_overlay, error_map, hex_colour, picture
 
 if TYPE_CHECKING:
     from longtail.segmentation.evaluation import DenseEvaluation
@@ -89,7 +89,8 @@ def write_dense_gallery(
         }
         for label, images in chosen.items()
     ]
-    write_json(folder / "gallery.json", {"task": "segmentation", "classes": classes})
+    record = {"task": "segmentation", "palette": [hex_colour(colour) for colour in palette], "classes": classes}
+    write_json(folder / "gallery.json", record)
 
 
 def rarest_tested(class_counts: Tensor, per_image: Tensor) -> list[int]:
