@@ -14,7 +14,7 @@ from longtail.segmentation.data.mask_set import IGNORE
 STRENGTH = 0.6
 """Share of the class's colour in an overlay; the rest is the image."""
 
-FOUND, MISSED, FALSE, OTHER, NOWHERE = (0, 158, 115), (213, 94, 0), (86, 180, 233), (235, 235, 235), (0, 0, 0)
+FOUND, MISSED, FALSE, OTHER, NOWHERE = (0, 158, 115), (213, 94, 0), (86, 180, 233), (150, 150, 150), (0, 0, 0)
 """Colours of an error map (Okabe and Ito's): of the class, found; of the class, missed; taken for the class; wrong
 among other classes; counts nowhere."""
 

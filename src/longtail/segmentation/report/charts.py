@@ -85,12 +85,12 @@ def _unnamed(ordered: Sequence[DenseClass], said: str) -> Markup:
     return plot.svg()
 
 
-def legend_groups(edges: Sequence[float], by: str) -> dict[str, str]:
-    """Return what many, medium and few mean, in words for "... of the training pixels" or "... images"."""
-    if by == "pixels":
-        words = [f"{edge:g} times an equal share" for edge in edges]
-    else:
-        words = [percent(edge, 0) for edge in edges]
+def group_meaning(edges: Sequence[float]) -> dict[str, str]:
+    """Return what many, medium and few mean, in words for "... of the training pixels" or "... images".
+
+    ``edges`` are shares, the larger first.
+    """
+    words = [f"{100 * edge:.2g}\u00a0%" if edge < 0.995 else percent(edge, 0) for edge in edges]
     return dict(
         zip(GROUPS, (f"more than {words[0]}", f"{words[1]} to {words[0]}", f"less than {words[1]}"), strict=True)
     )

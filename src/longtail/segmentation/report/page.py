@@ -23,7 +23,7 @@ from longtail.segmentation.evaluation import dense_warnings
 from longtail.segmentation.methods import dense_is_read
 from longtail.segmentation.overlays import FALSE, FOUND, MISSED, NOWHERE, OTHER
 from longtail.segmentation.report import headline
-from longtail.segmentation.report.charts import iou_chart, legend_groups, share_text
+from longtail.segmentation.report.charts import iou_chart, group_meaning, share_text
 from longtail.segmentation.report.confusions import rare_confusions
 from longtail.segmentation.report.record import (
     checked,
@@ -103,7 +103,11 @@ def _template() -> jinja2.Template:
 def _figures(evaluation: dict[str, Any], teacher: dict[str, Any] | None, rows: list[Any]) -> dict[str, Any]:
     """Return what the page shows of the figures."""
     by_pixels = sorted(rows, key=lambda row: -row.train_pixels)
-    meaning = {by: legend_groups(evaluation[f"{by[:-1]}_edges"], by) for by in ("pixels", "images")}
+    equal = 1 / len(rows)
+    meaning = {
+        "pixels": group_meaning([edge * equal for edge in evaluation["pixel_edges"]]),
+        "images": group_meaning(evaluation["image_edges"]),
+    }
     bins = evaluation.get("calibration") or []
     whole = sum(entry["count"] for entry in bins) or 1
     return {
@@ -123,6 +127,7 @@ def _figures(evaluation: dict[str, Any], teacher: dict[str, Any] | None, rows: l
             "Mean IoU by group",
         ),
         "iou_chart": iou_chart(rows),
+        "equal_share": equal,
         "by_pixels": by_pixels,
         "largest": by_pixels[0],
         "rarest": by_pixels[-1],
