@@ -187,7 +187,7 @@ def _by_numbers(parts: Sequence[MaskPart], options: SegmentationOptions) -> tupl
             f"'0 0 0 background' and '255 255 255 NAME' into palette.txt in {first.root}."
         )
     span = f"{entries[0].name}..{entries[-1].value!s}" if entries else "none"
-    note = f"{first.name}: nothing names the classes, so they are {span} by their mask values; classes.txt would name them."
+    note = f"{first.name}: nothing names the classes, so they are {span} (classes.txt would name them)."
     return entries, (note,)
 
 

@@ -90,7 +90,8 @@ def _share(listing: MaskListing, share: float) -> str:
         return f"{100 * share:g} % of the images"
     groups = len(set(listing.groups))
     if listing.frames:
-        return f"a block of {100 * share:g} % of the frames of each of {counted(groups, 'film')}, as neighbours are near copies"
+        films = counted(groups, "film")
+        return f"a block of {100 * share:g} % of the frames of each of {films}, as neighbours are near copies"
     return f"about {100 * share:g} % of the images; {counted(groups, 'group')} kept whole"
 
 
