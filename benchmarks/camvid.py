@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from longtail.segmentation.evaluation import read_per_image
 
 import longtail
 from longtail.files import read_json
+from longtail.segmentation.evaluation import read_per_image
 from longtail.segmentation.metrics import paired_miou_difference
 from longtail.training.run_folder import read_environment
 

@@ -13,10 +13,10 @@ from html import escape
 from pathlib import Path
 
 import torch
-from longtail.segmentation.sampling import capped_counts, sample_pixels
 from torch import Tensor
 
 from longtail.memory.class_queue import queue_lengths
+from longtail.segmentation.sampling import capped_counts, sample_pixels
 
 CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole")
 COLOURS = ("#7ea6c9", "#a8a39b", "#6b6670", "#b59a8c", "#6d9461", "#3c5a99", "#c8483c", "#d9a520")
