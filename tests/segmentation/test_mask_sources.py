@@ -31,6 +31,7 @@ from PIL import Image
 from longtail.errors import UserError
 from longtail.option_groups import DataOptions, SegmentationOptions
 from longtail.segmentation.data import mask_parts
+from longtail.segmentation.data.holding_out import hold_out_blocks
 from longtail.segmentation.data.reading import read_pair
 from longtail.segmentation.data.sources import load_masks
 
@@ -387,3 +388,20 @@ def test_large_groups_can_be_held_out(tmp_path):
     plain_tree(tmp_path, 20, names=NAMES[:3])
     data = load_masks(str(tmp_path), source=DataOptions(group_pattern=r"scene0(\d)\d", test_share=0.1))
     assert len(data.test) == 10
+
+
+def test_blocks_of_films_spare_the_last_frames_of_a_class():
+    frames = 10
+    presence = torch.ones(2 * frames, 3, dtype=torch.bool)
+    presence[:, 2] = False
+    presence[[4, 14], 2] = True  # class 2 in one frame of each film
+    for draw in range(8):
+        bits = torch.arange(2 * frames) + draw
+        held = hold_out_blocks(presence, bits, 0.5, ["a"] * frames + ["b"] * frames)
+        assert held.view(2, frames).sum(1).tolist() == [5, 5]
+        assert int(presence[~held][:, 2].sum()) >= 1
+        for film in held.view(2, frames):
+            assert int((film[1:] != film[:-1]).sum()) <= 2  # in one piece
+    held = hold_out_blocks(presence, bits, 0.9, ["a"] * 2 * frames)
+    assert not held.any() or int(presence[~held][:, 2].sum()) >= 1
+    assert hold_out_blocks(presence[:1], bits[:1], 0.5, ["a"]).tolist() == [False]
