@@ -38,7 +38,13 @@ class Classes:
     notes: tuple[str, ...]
 
 
-def make_classes(entries: Sequence[ClassEntry], ignore: Sequence[int], zero_is_other: bool, name: str) -> Classes:
+def make_classes(
+    entries: Sequence[ClassEntry],
+    ignore: Sequence[int],
+    zero_is_other: bool,
+    name: str,
+    colours_in_masks: bool = True,
+) -> Classes:
     """Return what the entries of a list stand for.
 
     Entries without a mask value have their place in the list, from 0, or from 1 where 0 is other. One named void,
@@ -49,6 +55,7 @@ def make_classes(entries: Sequence[ClassEntry], ignore: Sequence[int], zero_is_o
         ignore: mask values that count nowhere, beside 255.
         zero_is_other: whether the masks hold 1..C, and 0 counts nowhere.
         name: of the data, for errors.
+        colours_in_masks: whether masks may hold the colours of the entries; otherwise they are for overlays only.
 
     Raises:
         UserError: fewer than two classes are left, or far too many.
@@ -72,7 +79,7 @@ def make_classes(entries: Sequence[ClassEntry], ignore: Sequence[int], zero_is_o
             label = len(kept)
             kept.append(ClassEntry(entry.name or f"class {value}", entry.colour, value))
         values[value] = label
-        if entry.colour is not None:
+        if entry.colour is not None and colours_in_masks:
             colours[int(pack(np.array(entry.colour)))] = label
     if len(kept) < 2:
         raise UserError(

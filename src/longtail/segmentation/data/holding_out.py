@@ -35,10 +35,15 @@ def hold_out_images(presence: Tensor, bits: Tensor, share: float, groups: Sequen
     left, total = holds.sum(0), holds.sum(0)
     open_units = np.ones(len(order), bool)  # those that may still be taken
     held, images = np.zeros_like(total), 0
-    by_rarity = np.argsort(total, kind="stable")
+    by_rarity, most = np.argsort(total, kind="stable"), holds.max(0)
     while images < aim:
-        # What is held out must not overshoot by more than it falls short, nor empty a class.
-        open_units &= ~taken & (2 * (aim - images) >= sizes) & ((left - holds > 0) | (holds == 0)).all(1)
+        # What is held out must not overshoot by more than it falls short (the first unit may, if all are large), nor
+        # empty a class.
+        fits = sizes <= max(2 * (aim - images), 0 if images else sizes.min())
+        scarce = left <= most
+        few = holds[:, scarce]
+        keeps = ((few < left[scarce]) | (few == 0)).all(1)
+        open_units &= ~taken & fits & keeps
         candidates = order[open_units[order]]
         if not len(candidates):
             break

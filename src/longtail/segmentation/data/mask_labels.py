@@ -83,9 +83,9 @@ class MaskLabels:
                 return _look_up(self.colours, codes)
             gray = is_gray(codes)
             return np.where(gray.all(), _look_up(self.values, codes & 255), np.int16(UNKNOWN)).astype(np.int16)
-        if own is None or not self.colours or ((own[codes] == codes * 0x010101).all() and not self.gray_is_colour):
+        if own is None or not self.colours or ((own == codes * 0x010101).all() and not self.gray_is_colour):
             return by_value
-        by_colour = _look_up(self.colours, own[codes])
+        by_colour = _look_up(self.colours, own)
         known = by_colour != UNKNOWN
         if known.all() or (known.any() and bool((by_colour != by_value)[known].any())):
             return by_colour
@@ -110,7 +110,10 @@ class MaskLabels:
         span = f"{classes[0]}..{classes[-1]}" if classes else "none"
         if self.gray_is_colour:
             return f"gray level {code} {pixels_of} is none of the palette's"
-        return f"mask value {code} {pixels_of} is no class (classes are {span})"
+        hint = ""
+        if classes and code == classes[-1] + 1:
+            hint = "; if 0 is other, give --segmentation.zero_is_other true"
+        return f"mask value {code} {pixels_of} is no class (classes are {span}{hint})"
 
 
 def _look_up(pairs: tuple[tuple[int, int], ...], codes: NDArray[Any]) -> NDArray[np.int16]:

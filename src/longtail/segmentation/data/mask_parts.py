@@ -33,12 +33,14 @@ class MaskPart:
         listing: its N good pairs.
         facts: of each.
         entries: the classes, where a file or the layout lists them.
+        from_file: whether a file does; the colours that a layout knows are for overlays only.
         bad: files that cannot be used, with the reason.
     """
 
     listing: MaskListing
     facts: list[PairFacts]
     entries: Sequence[ClassEntry] | None
+    from_file: bool
     bad: tuple[Bad, ...]
 
 
@@ -102,17 +104,20 @@ def read_part(
         places = [place for place, split in enumerate(listing.splits) if split == wanted]
         if not places:
             raise UserError(f"{name} holds no {wanted} image with a mask.")
-        listing = replace(listing.select(places), splits=None)
+        aside = len(listing) - len(places)
+        note = f"{name}: its {aside} images of the other split are left aside."
+        listing = replace(listing.select(places), splits=None, notes=(*listing.notes, note) if aside else listing.notes)
     entries: Sequence[ClassEntry] | None = listing.entries
     found = find_classes(folder, options.palette)
-    if found is not None and not _names_only(found[0], listing.entries):
+    from_file = found is not None and not _names_only(found[0], listing.entries)
+    if found is not None and from_file:
         entries = found[0]
         listing = replace(listing, ignored=())
     looks = check_masks(listing, workers, default_cache(), progress)
     good = [place for place, look in enumerate(looks) if isinstance(look, PairFacts)]
     facts = [look for look in looks if isinstance(look, PairFacts)]
     bad = [look for look in looks if not isinstance(look, PairFacts)]
-    return MaskPart(listing.select(good), facts, entries, (*listing.alone, *bad))
+    return MaskPart(listing.select(good), facts, entries, from_file, (*listing.alone, *bad))
 
 
 def label_parts(parts: Sequence[MaskPart], options: SegmentationOptions) -> list[LabelledPart]:
@@ -122,7 +127,9 @@ def label_parts(parts: Sequence[MaskPart], options: SegmentationOptions) -> list
         UserError: two parts list other classes, or there are fewer than two that count; or no palette says what the
             colours of the masks stand for.
     """
-    entries = next((part.entries for part in parts if part.entries is not None), None)
+    entries, from_file = next(
+        ((part.entries, part.from_file) for part in parts if part.entries is not None), (None, False)
+    )
     notes: tuple[str, ...] = ()
     if entries is None:
         entries, notes = _by_numbers(parts, options)
@@ -130,7 +137,8 @@ def label_parts(parts: Sequence[MaskPart], options: SegmentationOptions) -> list
     for part in parts:
         ignore = (*options.ignore, *part.listing.ignored)
         name = part.listing.name
-        classes = make_classes(part.entries or entries, ignore, _zero_is_other(part.listing, options), name)
+        own, from_own = (part.entries, part.from_file) if part.entries else (entries, from_file)
+        classes = make_classes(own, ignore, _zero_is_other(part.listing, options), name, from_own)
         if labelled and classes.names != labelled[0].classes.names:
             raise UserError(_other_classes(labelled[0], classes, name))
         classes = replace(classes, notes=() if labelled else (*classes.notes, *notes))

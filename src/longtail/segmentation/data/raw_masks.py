@@ -47,9 +47,12 @@ def read_raw_mask(path: str | os.PathLike[str]) -> RawMask:
             table[: len(colours)] = pack(colours)
             places = image if image.mode == "P" else image.getchannel("P")
             return RawMask("palette", np.array(places), table)
-        if image.mode in ("1", "L", "LA", "La"):
-            gray = image if image.mode in ("1", "L") else image.getchannel("L")
-            return RawMask("value", np.array(gray).astype(np.uint8, copy=False))
+        if image.mode == "1":  # 0 and 1, which are black and white
+            table = np.full(256, -1, np.int32)
+            table[:2] = 0x000000, 0xFFFFFF
+            return RawMask("palette", np.array(image).astype(np.uint8), table)
+        if image.mode in ("L", "LA", "La"):
+            return RawMask("value", np.array(image if image.mode == "L" else image.getchannel("L")))
         if image.mode == "I" or image.mode.startswith("I;"):
             return RawMask("value", np.array(image).astype(np.int32))
         if image.mode == "F":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from longtail.errors import UserError, counted, unknown_name
 from longtail.option_groups import DataOptions, SegmentationOptions
 from longtail.segmentation.data.check_masks import Bad
-from longtail.segmentation.data.mask_parts import LabelledPart, label_parts, read_part
+from longtail.segmentation.data.mask_parts import LabelledPart, MaskPart, label_parts, read_part
 from longtail.segmentation.data.mask_set import MaskFiles, MaskSplits
 from longtail.segmentation.data.mask_splits import choose_test, choose_validation, with_groups
 
@@ -63,6 +64,7 @@ def load_masks(
     if source.test is not None and not test_only:
         folder = find_folder(source.test, None, "--source.test")
         read.append(read_part(folder, source.test, options, "test", workers, progress))
+        _check_apart(read, source.test)
     parts = label_parts(read, options)
     bad = tuple(pair for part in parts for pair in part.bad)
     if bad and on_bad == "error":
@@ -81,7 +83,7 @@ def load_masks(
         )
     listing = with_groups(first.listing, source.group_pattern)
     if len(sets) == 2:
-        is_test, words = torch.zeros(len(sets[0]), dtype=torch.bool), f"{source.test}"
+        is_test, words = torch.zeros(len(sets[0]), dtype=torch.bool), f"given: {source.test}"
     else:
         is_test, words, test_notes = choose_test(listing, sets[0].pixels > 0, source)
         notes += test_notes
@@ -145,6 +147,17 @@ def _size(options: SegmentationOptions) -> tuple[int, int] | None:
             f"--segmentation.resize must be a height and a width in pixels, such as [512,512], got {options.resize}."
         )
     return options.resize[0], options.resize[1]
+
+
+def _check_apart(parts: Sequence[MaskPart], test: str) -> None:
+    """Raise if an image is in both trees."""
+    train, tested = ({os.path.abspath(p.listing.root / file): file for file in p.listing.images} for p in parts)
+    both = sorted(train.keys() & tested.keys())
+    if both:
+        raise UserError(
+            f"--source.test {test} holds {counted(len(both), 'image')} to train on (first {train[both[0]]}); give "
+            "others to test on."
+        )
 
 
 def _bad_message(bad: Sequence[Bad], parts: Sequence[LabelledPart], *, skipped: bool) -> str:

@@ -73,12 +73,14 @@ def read_cityscapes(root: Path, name: str) -> MaskListing | None:
         for split in there
     ]
     listing = joined(parts)
+    note = f"{name}: the images of leftImg8bit/test are left aside, as their masks are not public."
     return replace(
         listing,
         splits=listing.splits if len(there) == 2 else None,
         groups=[path.split("/")[-2] for path in listing.images],
         entries=cityscapes_classes(ids=kind == "labelIds"),
         ignored=tuple(void_ids()) if kind == "labelIds" else (),
+        notes=(note,) if (root / "leftImg8bit" / "test").is_dir() else (),
         test_split="the val split, as its test masks are not public" if len(there) == 2 else "",
     )
 
