@@ -50,4 +50,14 @@ def to_image(logits: Tensor, size: tuple[int, int] | torch.Size, stride: int) ->
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     whole = F.interpolate(logits, scale_factor=float(stride), mode="bilinear", align_corners=False)
-    return whole[..., : size[0], : size[1]]
+    return cropped(whole, size[0], size[1])
+
+
+def cropped(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return the upper left part ``[B, D, height, width]`` of maps."""
+    if not torch.compiler.is_compiling():
+        return maps[..., :height, :width]
+    # A slice is laid out in memory in one way or another, as it leaves out something or not, and a graph that is traced
+    # with one would refuse the other.
+    rows, columns = (torch.arange(side, device=maps.device) for side in (height, width))
+    return maps.index_select(2, rows).index_select(3, columns)
