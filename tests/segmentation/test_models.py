@@ -15,7 +15,8 @@ from longtail.segmentation.models.ocr import OCRDecoder
 def test_every_decoder_trains_on_two_small_odd_images(decoder):
     encoder = build_pixel_encoder("test_resnet", decoder, 3, 32).train()
     features = encoder(torch.randn(2, 3, 30, 33))
-    assert features.shape == (2, encoder.feature_dim, 8, 9) and encoder.feature_dim == 32
+    assert features.shape == (2, encoder.feature_dim, 8, 9)
+    assert encoder.feature_dim == 32
     features.square().sum().backward()
     assert not [key for key, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
     assert all(bool(torch.isfinite(p.grad).all()) for p in encoder.parameters() if p.grad is not None)
@@ -67,7 +68,8 @@ def test_weights_of_a_run_on_images_are_loaded(backbone, tmp_path):
     encoder = build_pixel_encoder(backbone, "fpn", 3, 32)
     load_backbone(encoder, backbone, str(file), 3)
     own = encoder.backbone.model.state_dict()
-    assert own and all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in own.items())
+    assert own
+    assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in own.items())
 
 
 def test_maps_stay_over_their_pixels_at_odd_sizes():
@@ -125,6 +127,7 @@ def test_regions_are_weighted_means_of_pixels():
 def test_coarse_logits_are_reachable():
     encoder = build_pixel_encoder("test_resnet", "ocr", 3, 16, regions=5).eval()
     features, coarse = encoder.forward_with_auxiliary(torch.randn(2, 3, 33, 40))
-    assert features.shape == (2, 16, 9, 10) and coarse.shape == (2, 5, 9, 10)
+    assert features.shape == (2, 16, 9, 10)
+    assert coarse.shape == (2, 5, 9, 10)
     with pytest.raises(ValueError, match="ocr"):
         build_pixel_encoder("test_resnet", "unet", 3, 16).forward_with_auxiliary(torch.randn(2, 3, 32, 32))

@@ -46,9 +46,11 @@ def test_what_is_loaded_is_what_was_saved(segmenter, tmp_path):
     loaded = Segmenter.load(tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
     saved, found = segmenter.state_dict(), loaded.state_dict()
-    assert saved.keys() == found.keys() and all(torch.equal(saved[key], found[key]) for key in saved)
+    assert saved.keys() == found.keys()
+    assert all(torch.equal(saved[key], found[key]) for key in saved)
     assert (loaded.class_names, loaded.size, loaded.spec) == (NAMES, (32, 48), segmenter.spec)
-    assert not loaded.training and loaded.palette.dtype == torch.uint8
+    assert not loaded.training
+    assert loaded.palette.dtype == torch.uint8
     assert torch.equal(loaded.logits(pixels(1, 40, 33)), segmenter.logits(pixels(1, 40, 33)))
 
 
@@ -66,7 +68,7 @@ def test_a_cut_off_file_is_refused(segmenter, tmp_path):
     segmenter.save(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="model.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         Segmenter.load(tmp_path)
 
 

@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
 
 def _library_decoder(name: str, channels: list[int], stride: int, in_channels: int, width: int) -> nn.Module:
-    layers: nn.Module
+    layers: Any
     if name == "fpn":
         # Twice the width from 128 on, as in the library; below, speed is what a narrow map is for.
         pyramid = min(2 * width, _WIDEST_PYRAMID) if width >= 128 else width
@@ -103,6 +103,7 @@ def _library_decoder(name: str, channels: list[int], stride: int, in_channels: i
             [in_channels, in_channels, *channels], 5, width, rates, 16, aspp_separable=True, aspp_dropout=0.5
         )
         layers.up = nn.Upsample(scale_factor=float(stride // STRIDE), mode="bilinear", align_corners=True)
+    assert isinstance(layers, nn.Module)
     return layers
 
 

@@ -43,7 +43,7 @@ class PixelHead(nn.Module):
 
 
 def to_image(logits: Tensor, size: tuple[int, int] | torch.Size, stride: int) -> Tensor:
-    """Bring ``logits [B, C, h, w]`` of a map of that stride to an image of ``size``: ``[B, C, H, W]``, float32 at least.
+    """Bring ``logits [B, C, h, w]`` of a map of that stride to an image of ``size``: ``[B, C, H, W]``, float32.
 
     Each place of the map is made ``stride`` pixels wide, and what goes beyond the image is cut off; so places stay over
     their pixels whatever the size is, where stretching the map to the size would move them.
