@@ -173,6 +173,6 @@ def _cannot(segmenter: Segmenter, what: str, error: Exception) -> UserError:
     spec = segmenter.spec
     return UserError(
         f"{what} cannot express the encoder {spec['encoder']} with the decoder {spec['decoder']} at free sizes "
-        f"({reason}); nothing was written. Try another --format; a ResNet with the decoder fpn or upernet can be exported "
-        "as both onnx and torch."
+        f"({reason}); nothing was written. Try another --format; a ResNet with the decoder fpn, "
+        "upernet, segformer, unet or ocr can be exported as both onnx and torch."
     )
