@@ -138,7 +138,7 @@ def _create(name: str, in_channels: int, options: dict[str, Any], indices: list[
     with quiet():
         model = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0, **options)
     if indices is not None:
-        model.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+        model.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)  # type: ignore[operator]
     return model
 
 
@@ -159,7 +159,7 @@ def _plan(name: str, in_channels: int, dilated: bool) -> _Plan:
             return plain
         strides = tuple(stride for _, stride in shaped)
         return _Plan(options, plain.indices, plain.channels, strides, plain.unused) if strides[-1] == 16 else plain
-    reasons = []
+    reasons: list[str] = []
     for options in _OPTIONS:
         try:
             found = _shaped(name, in_channels, options, None, _TRIED[0])

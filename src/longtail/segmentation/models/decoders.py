@@ -79,11 +79,13 @@ class Decoder(nn.Module):
 
 
 def _library_decoder(name: str, channels: list[int], stride: int, in_channels: int, width: int) -> nn.Module:
-    layers: nn.Module
+    layers: Any
     if name == "fpn":
         # Twice the width from 128 on, as in the library; below, speed is what a narrow map is for.
         pyramid = min(2 * width, _WIDEST_PYRAMID) if width >= 128 else width
         layers = _decoder_class("fpn", "FPNDecoder")(channels, pyramid_channels=pyramid, segmentation_channels=width)
+        for block in (part.block for blocks in layers.seg_blocks for part in blocks.block):
+            block[1] = _GroupNorm(_GROUPS, width)
     elif name == "upernet":
         layers = _decoder_class("upernet", "UPerNetDecoder")([in_channels, in_channels, *channels], 5, width)
         for block in layers.psp.blocks:
@@ -101,6 +103,7 @@ def _library_decoder(name: str, channels: list[int], stride: int, in_channels: i
             [in_channels, in_channels, *channels], 5, width, rates, 16, aspp_separable=True, aspp_dropout=0.5
         )
         layers.up = nn.Upsample(scale_factor=float(stride // STRIDE), mode="bilinear", align_corners=True)
+    assert isinstance(layers, nn.Module)
     return layers
 
 
@@ -113,6 +116,13 @@ def _decoder_class(folder: str, name: str) -> Any:
             "pip install 'longtail[seg]'."
         ) from None
     return getattr(module, name)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Without torch's check, which refuses one image on a map of one place: that is an image of 32 pixels or less."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class CellMeans(nn.Module):

@@ -43,11 +43,21 @@ class PixelHead(nn.Module):
 
 
 def to_image(logits: Tensor, size: tuple[int, int] | torch.Size, stride: int) -> Tensor:
-    """Bring ``logits [B, C, h, w]`` of a map of that stride to an image of ``size``: ``[B, C, H, W]``, float32 at least.
+    """Bring ``logits [B, C, h, w]`` of a map of that stride to an image of ``size``: ``[B, C, H, W]``, float32.
 
     Each place of the map is made ``stride`` pixels wide, and what goes beyond the image is cut off; so places stay over
     their pixels whatever the size is, where stretching the map to the size would move them.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     whole = F.interpolate(logits, scale_factor=float(stride), mode="bilinear", align_corners=False)
-    return whole[..., : size[0], : size[1]]
+    return cropped(whole, size[0], size[1])
+
+
+def cropped(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return the upper left part ``[B, D, height, width]`` of maps."""
+    if not torch.compiler.is_compiling():
+        return maps[..., :height, :width]
+    # A slice is laid out in memory in one way or another, as it leaves out something or not, and a graph that is traced
+    # with one would refuse the other.
+    rows, columns = (torch.arange(side, device=maps.device) for side in (height, width))
+    return maps.index_select(2, rows).index_select(3, columns)

@@ -63,7 +63,7 @@ class TestView:
         size = (images.shape[2], images.shape[3])
         if self.scales == (1.0,) and not self.mirror and len(self._windows(size)) == 1:
             return model(images)
-        total = 0.0
+        total: Tensor | float = 0.0
         for scale in self.scales:
             scaled = images if scale == 1 else _resized(images, (_side(size[0], scale), _side(size[1], scale)))
             for flipped in (False, True) if self.mirror else (False,):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from longtail.errors import UserError
 from longtail.segmentation.models.backbone import Backbone
 from longtail.segmentation.models.decoders import STRIDE, Decoder
+from longtail.segmentation.models.head import cropped
 from longtail.segmentation.models.ocr import OCRDecoder
 
 _MULTIPLE = 32
@@ -81,4 +82,4 @@ def _padded(images: Tensor) -> Tensor:
 
 def _cut(maps: Tensor, images: Tensor) -> Tensor:
     height, width = images.shape[2:]
-    return maps[..., : (height + STRIDE - 1) // STRIDE, : (width + STRIDE - 1) // STRIDE]
+    return cropped(maps, (height + STRIDE - 1) // STRIDE, (width + STRIDE - 1) // STRIDE)

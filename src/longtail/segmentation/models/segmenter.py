@@ -1,4 +1,4 @@
-"""What a run on masks delivers: encoder, head, classes, palette and statistics as one module that saves and predicts."""
+"""What a run on masks delivers: encoder, head, classes and palette as one module that saves and predicts."""
 
 from __future__ import annotations
 
