@@ -28,9 +28,9 @@ from longtail.methods.gml import with_teacher
 from longtail.models import ProjectionHead
 from longtail.segmentation.data.batch import DenseBatch
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
-from longtail.segmentation.losses import to_size, wide
+from longtail.segmentation.losses import wide
 from longtail.segmentation.memory import Keys, filled_keys, prime_queue
-from longtail.segmentation.methods.base import CHANNELS, DenseContext, DenseFetch, pixel_dim
+from longtail.segmentation.methods.base import CHANNELS, DenseContext, DenseFetch, pixel_dim, stride_of
 from longtail.segmentation.methods.pixel_loss import LogitAdjustment
 from longtail.segmentation.models import Segmenter
 from longtail.segmentation.sampling import capped_counts, drawn_counts, labels_at, pixels_at, sample_pixels
@@ -73,9 +73,8 @@ class GML(LogitAdjustment):
         slots = capped_counts(train.class_counts, own.queue_share)
         queue = config.queue
         self.queue = ClassQueue(slots, resolved(queue.capacity), key_dim, resolved(queue.min_per_class))
-        stride = int(self.encoder.stride)  # type: ignore[arg-type]
         self.contrast_loss = GMLLoss(
-            drawn_counts(train, own.queries_per_class, stride),
+            drawn_counts(train, own.queries_per_class, stride_of(self.encoder)),
             temperature=resolved(loss.temperature),
             learn_temperature=loss.learn_temperature,
             prior_strength=loss.prior_strength,
@@ -152,18 +151,18 @@ class GML(LogitAdjustment):
     def _keys(self, batch: DenseBatch) -> Keys:
         """Return teacher features of pixels of the key view, evenly from all classes of each image."""
         maps = self.teacher.features(batch.views["key"])
-        small = labels_at(batch.labels, maps.shape[2:])
+        cells = labels_at(batch.labels, stride_of(self.teacher.encoder))
         per_class = self.context.config.segmentation.keys_per_class
         places, labels, images = sample_pixels(
-            small, batch.keys, small.numel(), per_class, derive_seed(self.seed, "keys")
+            cells, batch.keys, cells.numel(), per_class, derive_seed(self.seed, "keys")
         )
         return pixels_at(maps, places), labels, batch.ids[images]
 
     def forward(self, batch: DenseBatch, progress: float) -> dict[str, Tensor]:
         """L_cls + L_GML (+ distillation), weighted."""
         options = self.context.config.loss
-        maps = self.encoder(batch.views["classifier"])
-        losses = {name: options.classifier_weight * loss for name, loss in self.of_maps(maps, batch).items()}
+        maps, coarse = self.maps(batch)
+        losses = {name: options.classifier_weight * loss for name, loss in self.of_maps(maps, coarse, batch).items()}
         if self.contrasts:
             losses["gml"] = resolved(options.contrast_weight) * self._contrast(maps, batch)
         if options.distillation_weight:
@@ -172,9 +171,9 @@ class GML(LogitAdjustment):
 
     def _contrast(self, maps: Tensor, batch: DenseBatch) -> Tensor:
         own = self.context.config.segmentation
-        small = labels_at(batch.labels, maps.shape[2:])
+        cells = labels_at(batch.labels, stride_of(self.encoder))
         places, labels, images = sample_pixels(
-            small, batch.keys, own.queries, own.queries_per_class, derive_seed(self.seed, "queries")
+            cells, batch.keys, own.queries, own.queries_per_class, derive_seed(self.seed, "queries")
         )
         keys = filled_keys(self.queue)
         if min(len(places), len(keys.ids)) < 2:  # too few for the projections' batch statistics
@@ -193,9 +192,9 @@ class GML(LogitAdjustment):
 
     def _distillation(self, maps: Tensor, batch: DenseBatch) -> Tensor:
         """Return the divergence from the teacher's prediction of the same view, over the map's cells that count."""
-        counts = labels_at(batch.labels, maps.shape[2:]) != IGNORE
-        teacher = to_size(self.teacher.logits(batch.views["classifier"]), maps.shape[2:])
-        student, teacher = (logits.movedim(1, -1)[counts] for logits in (self.head(maps), teacher))
+        counts = labels_at(batch.labels, stride_of(self.encoder)) != IGNORE
+        both = self.head(maps), self.teacher.logits(batch.views["classifier"])
+        student, teacher = (logits.movedim(1, -1)[counts] for logits in both)
         loss: Tensor = self.distillation_loss(student, teacher) if len(student) else student.sum()
         return loss
 
