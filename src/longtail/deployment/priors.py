@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,16 +15,29 @@ from torch import Tensor
 from longtail.data.tables import read_table
 from longtail.errors import UserError, counted, unknown_name
 from longtail.files import write_bytes
-from longtail.models import Classifier
 
 _COLUMNS = ("class", "prior")
 
 
-def find_prior(prior: str, classifier: Classifier) -> Tensor:
+class CountedModel(Protocol):
+    """A model whose classes have names and training counts: a classifier, or a segmenter."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """C names in label order."""
+        ...
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Training images (or pixels) of each class, ``[C]``."""
+        ...
+
+
+def find_prior(prior: str, classifier: CountedModel) -> Tensor:
     """Return the class prior that ``prior`` names: float64 ``[C]`` with sum 1.
 
     Args:
-        prior: ``"uniform"``, ``"train"`` (the training images' own class frequencies), or the path of a table (see
+        prior: ``"uniform"``, ``"train"`` (the training data's own class frequencies), or the path of a table (see
             :func:`read_prior`).
         classifier: whose classes it is for.
 
@@ -31,7 +45,7 @@ def find_prior(prior: str, classifier: Classifier) -> Tensor:
         UserError: neither of the two words nor a file, or a file that :func:`read_prior` refuses.
     """
     if prior == "uniform":
-        return torch.full((classifier.num_classes,), 1 / classifier.num_classes, dtype=torch.float64)
+        return torch.full((len(classifier.class_names),), 1 / len(classifier.class_names), dtype=torch.float64)
     if prior == "train":
         counts = classifier.class_counts.cpu().double()
         return counts / counts.sum()

@@ -122,7 +122,7 @@ def accuracy_by_size_chart(rows: Sequence[ClassRow]) -> Markup:
     return plot.svg()
 
 
-def group_chart(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
+def group_chart(evaluations: Sequence[tuple[str, dict[str, Any]]], title: str = "Accuracy by group") -> Markup:
     """Accuracy of each group with its interval; one bar for each of ``evaluations`` (name, evaluation)."""
     figures = {
         group: [(name, e["groups"][group]["accuracy"], e["intervals"].get(group)) for name, e in evaluations]
@@ -133,7 +133,7 @@ def group_chart(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
         for group, entries in figures.items()
         for name, value, _ in entries
     ]
-    plot = Plot("chart-groups", "Accuracy by group", "; ".join(said) + ".", bottom=28)
+    plot = Plot("chart-groups", title, "; ".join(said) + ".", bottom=28)
     y = Scale(0.0, 1.0, plot.bottom, plot.top + 12)
     plot.axes(None, y, lambda v: percent(v, 0))
     room = (plot.right - plot.left) / len(GROUPS)
@@ -181,11 +181,11 @@ def curve_chart(name: str, title: str, points: Sequence[tuple[int, float]], as_p
     return plot.svg()
 
 
-def reliability_chart(bins: Sequence[dict[str, Any]]) -> Markup:
-    """Accuracy against confidence, with the number of test images of each bin below."""
+def reliability_chart(bins: Sequence[dict[str, Any]], of: str = "images") -> Markup:
+    """Accuracy against confidence, with the number of test images (or what else they are ``of``) of each bin below."""
     held = [entry for entry in bins if entry["count"]]
-    text = f"{len(held)} of {len(bins)} bins hold images. " + "; ".join(
-        f"confidence {percent(b['confidence'])}: accuracy {percent(b['accuracy'])} of {b['count']} images" for b in held
+    text = f"{len(held)} of {len(bins)} bins hold {of}. " + "; ".join(
+        f"confidence {percent(b['confidence'])}: accuracy {percent(b['accuracy'])} of {b['count']} {of}" for b in held
     )
     plot = Plot("chart-reliability", "Accuracy against confidence", text + ".", height=330, bottom=104)
     x, y = Scale(0.0, 1.0, plot.left, plot.right), Scale(0.0, 1.0, plot.bottom, plot.top + 4)
@@ -205,11 +205,11 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Markup:
         )
         plot.add(
             '<rect class="count" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
-            "<title>{} test images</title></rect>",
-            *(left, plot.height - 24 - tall, wide, tall, entry["count"]),
+            "<title>{} test {}</title></rect>",
+            *(left, plot.height - 24 - tall, wide, tall, entry["count"], of),
         )
     plot.add('<path class="ideal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>', x(0), y(0), x(1), y(1))
-    plot.add('<text class="end" x="{:.1f}" y="{:.1f}">images</text>', plot.left - 6, plot.height - 28.0)
+    plot.add('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>', plot.left - 6, plot.height - 28.0, of)
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         anchor = "end" if tick == 1 else "mid"
         at = x(tick)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ _PATHS = (
     "teacher.pretrained",
     "decoupled.run",
     "start.prompts",
+    "segmentation.palette",
 )
 _NO_PATH = ("hf-hub:", "hf:", "open_clip:")
 
 
-def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
+def reproduce_command(
+    config: dict[str, Any], short_paths: bool = False, reads: Callable[[str, str], bool] = is_read
+) -> str:
     """Return the command that trains this run again: every option that is not the program's own default.
 
     What changes no figure (where it runs, who is told) and what its method does not read are left out.
@@ -32,6 +36,7 @@ def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
     Args:
         config: nested options of a ``config.yaml``.
         short_paths: give the last part of paths only, for what is published.
+        reads: says whether the method of that name reads the option of that one.
     """
     defaults, options = flatten(TrainConfig()), _options(config)
     if short_paths:
@@ -41,7 +46,7 @@ def reproduce_command(config: dict[str, Any], short_paths: bool = False) -> str:
         f"--method {shlex.quote(str(config.get('method')))}",
     ]
     for key, value in options.items():
-        if key in ("data", "method", "seed") or may_change(key) or not is_read(str(config.get("method")), key):
+        if key in ("data", "method", "seed") or may_change(key) or not reads(str(config.get("method")), key):
             continue
         if key not in defaults or value != defaults[key]:
             words.append(f"--{key} {shlex.quote(as_text(value))}")

@@ -19,6 +19,9 @@ LOSSES = {
     "paco": "PaCo loss",
     "proco": "ProCo contrast loss",
     "distillation": "Distillation loss",
+    "dice": "Dice loss",
+    "lovasz": "Lovász loss",
+    "region": "Region loss",
 }
 READINGS = {
     "lr": "Learning rate",
@@ -29,6 +32,8 @@ READINGS = {
     "test_balanced_accuracy": "Test balanced accuracy",
     "val_top1": "Validation top-1",
     "val_balanced_accuracy": "Validation balanced accuracy",
+    "test_miou": "Test mIoU",
+    "val_miou": "Validation mIoU",
 }
 _NOT_CURVES = {"stage", "epoch", "step", "steps_taken"}
 
