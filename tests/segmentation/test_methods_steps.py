@@ -148,6 +148,26 @@ def test_the_contrast_of_drawn_pixels_with_the_queue():
     torch.testing.assert_close(method(batch, 0.0)["gml"].double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_bits_leave_out_keys_of_the_querys_own_image():
+    masks = scenes()
+    method, batch = gml(masks).eval(), batch_of(masks, [0, 1, 2])
+    method.update_memory(batch)
+    method(batch, 0.0)
+    seed = gml_file.derive_seed(method.seed, "queries")
+    flat, labels, images = sample_pixels(labels_at(batch.labels, 4), batch.keys, 60, 4, seed)
+    queries = method.query_projection(pixels_at(method.encoder(batch.views["classifier"]), flat)).detach()
+    queue, keys = method.queue, method.key_projection(method.queue.features).detach()
+    counts = method.contrast_loss.class_counts.double()
+    prior, losses = counts / counts.sum(), []
+    for query, label, image in zip(queries, labels.tolist(), batch.ids[images].tolist(), strict=True):
+        kept = queue.filled & ~((queue.ids == image) & (queue.labels == label))
+        if (queue.labels[kept] == label).any():
+            losses.append(slow_gml(query[None], torch.tensor([label]), keys[kept], queue.labels[kept], prior, 0.1))
+    assert 0 < len(losses) < len(labels)  # class 3 is in one image alone
+    bits = (-(prior * prior.log()).sum() - torch.stack(losses).mean()) / math.log(2)
+    torch.testing.assert_close(method.readings()["bits"].double(), bits, rtol=1e-4, atol=1e-4)
+
+
 def test_what_learns_and_what_does_not():
     masks = scenes()
     method = gml(masks)
