@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from pixel_scenes import batch_of, build, config_of, fetch_of, files_of, scenes
 
 from longtail.errors import UserError
 from longtail.segmentation.methods import get_dense_method
 from longtail.segmentation.models import Segmenter
-from pixel_scenes import batch_of, build, config_of, fetch_of, files_of, scenes
 
 REAL = {"backbone": "test_resnet", "teacher__backbone": "test_resnet", "segmentation__width": 8}
 
