@@ -119,7 +119,7 @@ def build(method, files, previous=None, **options):
     """A method on tiny networks (see ``tiny_networks``), of the run's last stage."""
     config = config_of(method, **options)
     torch.manual_seed(3)
-    stage = Stage("student", method, "tiny", config.epochs or 1)
+    stage = Stage("student", method, config.backbone, config.epochs)
     context = DenseContext(config, stage, files, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), previous)
     return get_dense_method(method).build(context)
 

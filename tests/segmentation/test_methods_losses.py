@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from longtail.losses import FocalLoss, LogitAdjustedCrossEntropy, balancing_weights
 from longtail.segmentation.data.mask_set import IGNORE
-from longtail.segmentation.losses import OverlapLoss, PixelCrossEntropy, PixelFocalLoss, to_size
+from longtail.segmentation.losses import OverlapLoss, PixelCrossEntropy, PixelFocalLoss
 
 COUNTS = torch.tensor([900, 60, 30, 10])
 WEIGHTS = balancing_weights(COUNTS, "inverse")
@@ -127,11 +127,3 @@ def test_shapes_that_do_not_fit_are_refused():
             loss(logits, labels[:, :4])
     with pytest.raises(ValueError, match="logits must be"):
         PixelCrossEntropy(COUNTS[:3])(logits, labels)
-
-
-def test_logits_are_brought_to_the_masks_size_bilinearly():
-    logits = torch.arange(4.0).view(1, 1, 2, 2)
-    assert to_size(logits, (2, 2)) is logits
-    row = to_size(logits, (2, 4))[0, 0, 0]
-    torch.testing.assert_close(row, torch.tensor([0.0, 0.25, 0.75, 1.0]))
-    assert to_size(logits.bfloat16(), (4, 4)).dtype == torch.float32

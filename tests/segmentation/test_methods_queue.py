@@ -62,15 +62,21 @@ def test_every_class_that_has_pixels_is_filled_class_0_too():
 
 def test_images_of_rare_classes_come_first_and_no_more_than_it_takes():
     teacher = Teacher(pixels_of_images(), 4)
-    queue = primed(teacher)
+    queue = primed(teacher, batch_size=8)
     assert teacher.asked[0] == ([5], [0])
     in_round_0 = [image for ids, rounds in teacher.asked for image, turn in zip(ids, rounds, strict=True) if turn == 0]
     assert len(set(in_round_0)) == len(in_round_0)
     # Image 5 fills class 1 and 4 slots of class 0; the rest of class 0 takes 4 an image.
     assert int(queue.lengths[1]) <= 4
     assert len(in_round_0) == 1 + math.ceil((int(queue.lengths[0]) - 4) / 4)
-    assert all(len(ids) <= 3 for ids, _ in teacher.asked)
     assert [ids for ids, rounds in teacher.asked if rounds[0] == 1] == [[5]]
+
+
+def test_at_most_a_batch_is_encoded_at_a_time():
+    teacher = Teacher(pixels_of_images(), 4)
+    queue = primed(teacher, batch_size=2)
+    assert max(len(ids) for ids, _ in teacher.asked) == 2
+    assert filled_by_class(queue) == filled_by_class(primed(Teacher(pixels_of_images(), 4)))
 
 
 def test_what_no_view_shows_stays_empty_after_the_last_round():

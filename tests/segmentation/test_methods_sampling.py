@@ -90,10 +90,17 @@ def test_nothing_to_draw_is_nothing_drawn():
 
 
 def test_a_cell_has_the_label_at_its_centre():
-    labels = torch.arange(2 * 12 * 9).view(2, 12, 9)
-    for size in ((3, 3), (5, 4), (12, 9), (16, 20)):
+    labels = torch.arange(2 * 12 * 8).view(2, 12, 8)
+    for stride in (1, 2, 4):
+        size = (12 // stride, 8 // stride)
         wanted = F.interpolate(labels[:, None].double(), size=size, mode="nearest-exact")[:, 0].long()
-        assert torch.equal(labels_at(labels, size), wanted)
+        assert torch.equal(labels_at(labels, stride), wanted)
+
+
+def test_cells_at_the_edge_of_the_image():
+    labels = torch.arange(10 * 5).view(1, 10, 5)
+    # Rows 0-3, 4-7 and 8-9, columns 0-3 and 4.
+    assert labels_at(labels, 4).tolist() == [[[12, 14], [32, 34], [47, 49]]]
 
 
 def test_a_thin_pole_keeps_its_share_of_cells():
@@ -101,7 +108,7 @@ def test_a_thin_pole_keeps_its_share_of_cells():
     for place in range(32):
         mask = torch.zeros(1, 32, 32, dtype=torch.int64)
         mask[:, :, place] = 1
-        cells += int(labels_at(mask, (8, 8)).sum())
+        cells += int(labels_at(mask, 4).sum())
     assert cells == 8 * 8  # a 32nd of 64 cells at each of 32 places
 
 
@@ -117,7 +124,7 @@ def test_features_are_those_at_the_places_and_gradients_go_back_there():
 
 def test_drawn_counts_are_what_is_drawn():
     masks = scenes().repeat_interleave(4, 1).repeat_interleave(4, 2)  # a cell of stride 4 is of one class
-    small = labels_at(masks, (16, 16))
+    small = labels_at(masks, 4)
     _, labels, _ = sample_pixels(small, torch.arange(len(small)), small.numel(), 20, seed=0)
     wanted = torch.bincount(labels, minlength=4).float()
     assert torch.equal(drawn_counts(files_of(masks), 20, 4), wanted)

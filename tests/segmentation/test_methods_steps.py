@@ -106,7 +106,7 @@ def test_regions_are_adjusted_by_image_counts():
     masks = scenes()
     method, batch = build("region_rebalance", files_of(masks)).eval(), batch_of(masks, [0, 1, 3])
     maps = method.encoder(batch.views["classifier"])
-    small = labels_at(batch.labels, maps.shape[2:])
+    small = labels_at(batch.labels, 4)
     means = [(maps[b][:, small[b] == c].mean(1), c) for b in range(3) for c in range(4) if (small[b] == c).any()]
     logits = method.region_head(torch.stack([mean for mean, _ in means]))
     adjusted = logits + (torch.tensor([6.0, 6.0, 3.0, 1.0]) / 16).log()
@@ -130,7 +130,7 @@ def test_the_contrast_of_drawn_pixels_with_the_queue():
     method.update_memory(batch)
     maps = method.encoder(batch.views["classifier"])
     seed = gml_file.derive_seed(method.seed, "queries")
-    flat, labels, _ = sample_pixels(labels_at(batch.labels, (4, 4)), batch.keys, 15, 4, seed)
+    flat, labels, _ = sample_pixels(labels_at(batch.labels, 4), batch.keys, 15, 4, seed)
     assert len(flat) == 15
     assert set(labels.tolist()) == {0, 1, 2, 3}
     filled = method.queue.filled
@@ -146,6 +146,26 @@ def test_the_contrast_of_drawn_pixels_with_the_queue():
         0.1,
     )
     torch.testing.assert_close(method(batch, 0.0)["gml"].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_bits_leave_out_keys_of_the_querys_own_image():
+    masks = scenes()
+    method, batch = gml(masks).eval(), batch_of(masks, [0, 1, 2])
+    method.update_memory(batch)
+    method(batch, 0.0)
+    seed = gml_file.derive_seed(method.seed, "queries")
+    flat, labels, images = sample_pixels(labels_at(batch.labels, 4), batch.keys, 60, 4, seed)
+    queries = method.query_projection(pixels_at(method.encoder(batch.views["classifier"]), flat)).detach()
+    queue, keys = method.queue, method.key_projection(method.queue.features).detach()
+    counts = method.contrast_loss.class_counts.double()
+    prior, losses = counts / counts.sum(), []
+    for query, label, image in zip(queries, labels.tolist(), batch.ids[images].tolist(), strict=True):
+        kept = queue.filled & ~((queue.ids == image) & (queue.labels == label))
+        if (queue.labels[kept] == label).any():
+            losses.append(slow_gml(query[None], torch.tensor([label]), keys[kept], queue.labels[kept], prior, 0.1))
+    assert 0 < len(losses) < len(labels)  # class 3 is in one image alone
+    bits = (-(prior * prior.log()).sum() - torch.stack(losses).mean()) / math.log(2)
+    torch.testing.assert_close(method.readings()["bits"].double(), bits, rtol=1e-4, atol=1e-4)
 
 
 def test_what_learns_and_what_does_not():
@@ -170,7 +190,7 @@ def test_the_primed_queue_holds_teacher_features_of_pixels_of_each_class():
     assert torch.bincount(queue.labels[queue.filled]).tolist() == queue.lengths.tolist()
     assert queue.lengths[0] < 0.5 * queue.capacity  # of the pixels class 0 has two thirds
     maps = method.teacher.features(fetch_of(masks)("key", torch.arange(6), torch.zeros(6)).views["key"])
-    cells = labels_at(masks, (4, 4))
+    cells = labels_at(masks, 4)
     for feature, label, image in zip(queue.features, queue.labels.tolist(), queue.ids.tolist(), strict=True):
         assert files.pixels[image, label] > 0
         own = maps[image][:, cells[image] == label]
@@ -338,7 +358,7 @@ def test_distillation_is_nothing_from_a_twin_and_something_from_another():
     batch = batch_of(masks, [0, 1])
     method = gml(masks, loss__distillation_weight=1.0).eval()
     with torch.no_grad():
-        method.head.head.weight.neg_()
+        method.head.weight.neg_()
     assert step(method, batch)["distillation"].item() > 1e-4
     method.encoder.load_state_dict(method.teacher.encoder.state_dict())
     method.head.load_state_dict(method.teacher.head.state_dict())
@@ -349,19 +369,21 @@ def test_a_decoders_coarse_prediction_is_trained_beside():
     masks = scenes()
 
     class Coarse(TinyEncoder):
-        def forward(self, images):
-            maps = super().forward(images)
-            self.auxiliary_logits = maps[:, :4]
-            return maps
+        def forward_with_auxiliary(self, images):
+            maps = self(images)
+            return maps, maps[:, :4]
 
+    built = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longtail.segmentation.methods.base.build_pixel_encoder", lambda *_: Coarse())
-        method = build("cross_entropy", files_of(masks)).eval()
+        name = "longtail.segmentation.methods.base.build_pixel_encoder"
+        patch.setattr(name, lambda *given: built.append(given) or Coarse())
+        method = build("cross_entropy", files_of(masks), segmentation__decoder="ocr", segmentation__width=6).eval()
+    assert built == [("tiny", "ocr", 3, 6, 4)]
     batch = batch_of(masks, [0, 1])
-    losses = step(method, batch)
-    logits = F.interpolate(method.encoder.auxiliary_logits, size=(16, 16), mode="bilinear")
+    coarse = method.encoder(batch.views["classifier"])[:, :4]
+    logits = F.interpolate(coarse, size=(16, 16), mode="bilinear")
     wanted = 0.4 * F.cross_entropy(logits, batch.labels, ignore_index=IGNORE)
-    torch.testing.assert_close(losses["auxiliary"], wanted)
+    torch.testing.assert_close(step(method, batch)["auxiliary"], wanted)
 
 
 @pytest.mark.parametrize("name", DENSE_METHODS)

@@ -154,14 +154,6 @@ class OverlapLoss(nn.Module):
         return loss * (classes / shown[1:].sum().clamp(min=1))
 
 
-def to_size(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Return ``logits [B, C, h, w]`` brought to ``size`` (height, width) bilinearly, in float32 at least."""
-    logits = wide(logits)
-    if tuple(logits.shape[2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-
-
 def wide(values: Tensor) -> Tensor:
     """Return ``values`` in float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

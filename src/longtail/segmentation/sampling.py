@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -12,16 +11,17 @@ from longtail.data.keyed import keyed_bits
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 
 
-def labels_at(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Return ``labels [B, H, W]`` as a map of ``size`` (h, w) sees them: the label at the centre of each cell.
+def labels_at(labels: Tensor, stride: int) -> Tensor:
+    """Return ``labels [B, H, W]`` as a map of that stride sees them: int64 ``[B, ceil(H / stride), ceil(W / stride)]``.
 
-    Cell i of h covers the rows i H / h to (i + 1) H / h and takes row floor((2 i + 1) H / (2 h)). A vote of the cell's
-    pixels would lose whatever is thinner than half a cell, such as a pole, in every image and at every place; so it is
-    kept in as many cells as its area says.
+    Cell i lies over rows ``stride * i`` to ``stride * i + stride - 1`` and takes the label at its centre, row
+    ``stride * i + stride // 2``; where that is beyond the image, its last row. A vote of the cell's pixels would lose
+    whatever is thinner than half a cell, such as a pole, in every image and at every place; this way it is kept in as
+    many cells as its area says.
     """
     rows, columns = (
-        torch.div((2 * torch.arange(cells, device=labels.device) + 1) * pixels, 2 * cells, rounding_mode="floor")
-        for cells, pixels in zip(size, labels.shape[1:], strict=True)
+        torch.arange(stride // 2, side + stride // 2, stride, device=labels.device).clamp(max=side - 1)
+        for side in labels.shape[1:]
     )
     return labels[:, rows[:, None], columns]
 

@@ -59,6 +59,16 @@ class DenseContext:
         return self.stage.method == self.config.method
 
     @property
+    def decoder(self) -> str:
+        """Name of the decoder of all encoders of the run."""
+        return self.config.segmentation.decoder or DECODER
+
+    @property
+    def regions(self) -> int | None:
+        """Soft regions of the decoder, which then predicts classes coarsely too: one a class; None of most decoders."""
+        return self.train.num_classes if self.decoder == "ocr" else None
+
+    @property
     def counts(self) -> Tensor:
         """What the class prior and the class weights of the losses go by, int64 ``[C]``: pixels, or images."""
         by_images = self.config.segmentation.prior == "images"
@@ -73,8 +83,8 @@ class DenseContext:
 
     def build_encoder(self) -> nn.Module:
         """Return the stage's encoder with its decoder, fresh or with the encoder's pretrained weights."""
-        own = self.config.segmentation
-        encoder = build_pixel_encoder(self.stage.backbone, own.decoder or DECODER, CHANNELS, own.width)
+        width = self.config.segmentation.width
+        encoder = build_pixel_encoder(self.stage.backbone, self.decoder, CHANNELS, width, self.regions)
         if self.stage.weights != "none" and not self.resumed:
             load_backbone(encoder, self.stage.backbone, self.stage.weights, CHANNELS)
         return encoder
@@ -102,8 +112,9 @@ class DenseContext:
         spec: dict[str, Any] = {
             "task": "segmentation",
             "encoder": self.stage.backbone,
-            "decoder": own.decoder or DECODER,
+            "decoder": self.decoder,
             "width": own.width,
+            "regions": self.regions,
             "in_channels": CHANNELS,
             "head": kind,
             "scale": self.config.loss.scale,
@@ -180,6 +191,11 @@ class DenseMethod(Trainable):
     def classifier(self) -> Segmenter:
         """Return what is deployed; it shares the method's tensors."""
         raise TypeError(f"{type(self).__name__} does not say what is deployed")
+
+
+def stride_of(encoder: nn.Module) -> int:
+    """Return the pixels that a place of the feature map lies over, along one side."""
+    return int(encoder.stride)  # type: ignore[arg-type]
 
 
 def pixel_dim(encoder: nn.Module) -> int:

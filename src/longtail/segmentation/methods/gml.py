@@ -11,7 +11,6 @@ A step, with two views of the same crop of each image, unlike in their colours:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,11 +27,11 @@ from longtail.methods.gml import with_teacher
 from longtail.models import ProjectionHead
 from longtail.segmentation.data.batch import DenseBatch
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
-from longtail.segmentation.losses import to_size, wide
+from longtail.segmentation.losses import wide
 from longtail.segmentation.memory import Keys, filled_keys, prime_queue
-from longtail.segmentation.methods.base import CHANNELS, DenseContext, DenseFetch, pixel_dim
+from longtail.segmentation.methods.base import DenseContext, DenseFetch, pixel_dim, stride_of
 from longtail.segmentation.methods.pixel_loss import LogitAdjustment
-from longtail.segmentation.models import Segmenter
+from longtail.segmentation.methods.teachers import check_teacher, check_teacher_options, ready_segmenter
 from longtail.segmentation.sampling import capped_counts, drawn_counts, labels_at, pixels_at, sample_pixels
 
 MAX_SIMILARITIES = 2**25
@@ -73,9 +72,8 @@ class GML(LogitAdjustment):
         slots = capped_counts(train.class_counts, own.queue_share)
         queue = config.queue
         self.queue = ClassQueue(slots, resolved(queue.capacity), key_dim, resolved(queue.min_per_class))
-        stride = int(self.encoder.stride)  # type: ignore[arg-type]
         self.contrast_loss = GMLLoss(
-            drawn_counts(train, own.queries_per_class, stride),
+            drawn_counts(train, own.queries_per_class, stride_of(self.encoder)),
             temperature=resolved(loss.temperature),
             learn_temperature=loss.learn_temperature,
             prior_strength=loss.prior_strength,
@@ -152,18 +150,18 @@ class GML(LogitAdjustment):
     def _keys(self, batch: DenseBatch) -> Keys:
         """Return teacher features of pixels of the key view, evenly from all classes of each image."""
         maps = self.teacher.features(batch.views["key"])
-        small = labels_at(batch.labels, maps.shape[2:])
+        cells = labels_at(batch.labels, stride_of(self.teacher.encoder))
         per_class = self.context.config.segmentation.keys_per_class
         places, labels, images = sample_pixels(
-            small, batch.keys, small.numel(), per_class, derive_seed(self.seed, "keys")
+            cells, batch.keys, cells.numel(), per_class, derive_seed(self.seed, "keys")
         )
         return pixels_at(maps, places), labels, batch.ids[images]
 
     def forward(self, batch: DenseBatch, progress: float) -> dict[str, Tensor]:
         """L_cls + L_GML (+ distillation), weighted."""
         options = self.context.config.loss
-        maps = self.encoder(batch.views["classifier"])
-        losses = {name: options.classifier_weight * loss for name, loss in self.of_maps(maps, batch).items()}
+        maps, coarse = self.maps(batch)
+        losses = {name: options.classifier_weight * loss for name, loss in self.of_maps(maps, coarse, batch).items()}
         if self.contrasts:
             losses["gml"] = resolved(options.contrast_weight) * self._contrast(maps, batch)
         if options.distillation_weight:
@@ -172,9 +170,9 @@ class GML(LogitAdjustment):
 
     def _contrast(self, maps: Tensor, batch: DenseBatch) -> Tensor:
         own = self.context.config.segmentation
-        small = labels_at(batch.labels, maps.shape[2:])
+        cells = labels_at(batch.labels, stride_of(self.encoder))
         places, labels, images = sample_pixels(
-            small, batch.keys, own.queries, own.queries_per_class, derive_seed(self.seed, "queries")
+            cells, batch.keys, own.queries, own.queries_per_class, derive_seed(self.seed, "queries")
         )
         keys = filled_keys(self.queue)
         if min(len(places), len(keys.ids)) < 2:  # too few for the projections' batch statistics
@@ -193,9 +191,9 @@ class GML(LogitAdjustment):
 
     def _distillation(self, maps: Tensor, batch: DenseBatch) -> Tensor:
         """Return the divergence from the teacher's prediction of the same view, over the map's cells that count."""
-        counts = labels_at(batch.labels, maps.shape[2:]) != IGNORE
-        teacher = to_size(self.teacher.logits(batch.views["classifier"]), maps.shape[2:])
-        student, teacher = (logits.movedim(1, -1)[counts] for logits in (self.head(maps), teacher))
+        counts = labels_at(batch.labels, stride_of(self.encoder)) != IGNORE
+        both = self.head(maps), self.teacher.logits(batch.views["classifier"])
+        student, teacher = (logits.movedim(1, -1)[counts] for logits in both)
         loss: Tensor = self.distillation_loss(student, teacher) if len(student) else student.sum()
         return loss
 
@@ -211,63 +209,3 @@ class GML(LogitAdjustment):
             "bits": self.contrast_loss.information,
             "queue_filled": self.queue.filled.float().mean(),
         }
-
-
-def check_teacher_options(config: TrainConfig) -> None:
-    """Raise :class:`UserError` for options of a teacher that segmentation has not, or that contradict each other."""
-    own = config.teacher
-    if own.kind == "pretrained":
-        raise UserError(
-            "--teacher.kind pretrained has no decoder that was trained, so it knows no pixels; use frozen, momentum or "
-            "none."
-        )
-    if own.cache:
-        raise UserError(
-            "--teacher.cache keeps one feature an image, and segmentation needs its pixels; leave it out (0)."
-        )
-    if own.run is not None and own.kind != "frozen":
-        raise UserError(
-            f"--teacher.run gives a frozen teacher, not --teacher.kind {own.kind}; leave one of them out, or give "
-            "--teacher.kind frozen."
-        )
-    if own.kind == "none" and config.loss.distillation_weight:
-        raise UserError(
-            "--loss.distillation_weight needs a teacher, but --teacher.kind none has none; leave one of them out."
-        )
-
-
-def ready_segmenter(run: str) -> Segmenter:
-    """Return the model of the finished run that ``teacher.run`` names.
-
-    Raises:
-        UserError: it is no run, or not one of segmentation.
-    """
-    if not (Path(run) / "model.json").exists():
-        raise UserError(f"--teacher.run {run} is no folder of a finished run.")
-    return Segmenter.load(run)
-
-
-def check_teacher(teacher: Segmenter, config: TrainConfig, train: MaskFiles) -> None:
-    """Raise :class:`UserError` unless ``teacher`` knows the classes and images of ``train``."""
-    if tuple(teacher.class_names) != tuple(train.class_names):
-        raise UserError("the teacher's classes are not those of the training masks; train it on the same classes.")
-    if teacher.spec["in_channels"] != CHANNELS:
-        raise UserError(f"the teacher takes {teacher.spec['in_channels']}-channel images, segmentation takes 3.")
-    had, has = teacher.size, train.size
-    if had != has:
-        raise UserError(
-            f"the teacher was trained on images brought to {_in_words(had)}, this run's are brought to "
-            f"{_in_words(has)}; give both the same --segmentation.resize."
-        )
-    if config.source.mean is not None and config.source.std is not None:
-        own = torch.tensor([config.source.mean, config.source.std])
-        if not torch.allclose(torch.stack([teacher.mean, teacher.std]).cpu(), own, atol=1e-3):
-            raise UserError(
-                f"the teacher was trained on images normalised by mean {teacher.mean.tolist()} and std "
-                f"{teacher.std.tolist()}, this run normalises by {config.source.mean} and {config.source.std}; "
-                "give the teacher's with --source.mean and --source.std."
-            )
-
-
-def _in_words(size: tuple[int, int] | None) -> str:
-    return "no size" if size is None else f"{size[0]}x{size[1]}"

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from longtail.config import resolved
 from longtail.segmentation.data.batch import DenseBatch
-from longtail.segmentation.losses import OverlapLoss, PixelCrossEntropy, PixelFocalLoss, to_size
-from longtail.segmentation.methods.base import DenseContext, DenseMethod
-from longtail.segmentation.models import Segmenter
+from longtail.segmentation.losses import OverlapLoss, PixelCrossEntropy, PixelFocalLoss
+from longtail.segmentation.methods.base import DenseContext, DenseMethod, stride_of
+from longtail.segmentation.models import Segmenter, to_image
 
 AUXILIARY_WEIGHT = 0.4
 """Of the loss of a decoder's coarse prediction beside the final one (OCR, Yuan et al., ECCV 2020; PSPNet before)."""
@@ -62,15 +62,23 @@ class PixelMethod(DenseMethod):
 
     def forward(self, batch: DenseBatch, progress: float) -> dict[str, Tensor]:
         """The losses of the classifier view."""
-        return self.of_maps(self.encoder(batch.views["classifier"]), batch)
+        maps, coarse = self.maps(batch)
+        return self.of_maps(maps, coarse, batch)
 
-    def of_maps(self, maps: Tensor, batch: DenseBatch) -> dict[str, Tensor]:
-        """Return the losses of the student's feature maps ``[B, D, h, w]``."""
-        labels = batch.labels
-        losses = self.of_logits(to_size(self.head(maps), labels.shape[1:]), labels)
-        coarse = getattr(self.encoder, "auxiliary_logits", None)
+    def maps(self, batch: DenseBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the feature maps ``[B, D, h, w]`` of the classifier view, and the decoder's coarse logits, if any."""
+        images = batch.views["classifier"]
+        if self.context.regions is None:
+            return self.encoder(images), None
+        maps, coarse = self.encoder.forward_with_auxiliary(images)  # type: ignore[operator]
+        return maps, coarse
+
+    def of_maps(self, maps: Tensor, coarse: Tensor | None, batch: DenseBatch) -> dict[str, Tensor]:
+        """Return the losses of what :meth:`maps` returned."""
+        labels, stride = batch.labels, stride_of(self.encoder)
+        losses = self.of_logits(to_image(self.head(maps), labels.shape[1:], stride), labels)
         if coarse is not None:
-            losses["auxiliary"] = AUXILIARY_WEIGHT * self.loss(to_size(coarse, labels.shape[1:]), labels)
+            losses["auxiliary"] = AUXILIARY_WEIGHT * self.loss(to_image(coarse, labels.shape[1:], stride), labels)
         return losses
 
     def of_logits(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from longtail.losses import LogitAdjustedCrossEntropy
 from longtail.models import LinearHead
 from longtail.segmentation.data.batch import DenseBatch
 from longtail.segmentation.losses import wide
-from longtail.segmentation.methods.base import DenseContext, pixel_dim
+from longtail.segmentation.methods.base import DenseContext, pixel_dim, stride_of
 from longtail.segmentation.methods.pixel_loss import OF_ONE_VIEW, PixelMethod
 from longtail.segmentation.sampling import labels_at
 
@@ -40,10 +40,11 @@ class RegionRebalance(PixelMethod):
         self.region_head = LinearHead(pixel_dim(self.encoder), context.train.num_classes)
         self.region_loss = LogitAdjustedCrossEntropy(context.train.image_counts, context.config.loss.prior_strength)
 
-    def of_maps(self, maps: Tensor, batch: DenseBatch) -> dict[str, Tensor]:
+    def of_maps(self, maps: Tensor, coarse: Tensor | None, batch: DenseBatch) -> dict[str, Tensor]:
         """Add the regions' cross entropy."""
-        losses = super().of_maps(maps, batch)
-        features, labels = region_means(maps, batch.labels, self.context.train.num_classes)
+        losses = super().of_maps(maps, coarse, batch)
+        cells = labels_at(batch.labels, stride_of(self.encoder))
+        features, labels = region_means(maps, cells, self.context.train.num_classes)
         logits = self.region_head(features)
         # Of no region the mean is not a number; the sum of none is 0.
         loss = self.region_loss(logits, labels) if len(labels) else logits.sum()
@@ -55,14 +56,15 @@ def region_means(maps: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
 
     Args:
         maps: ``[B, D, h, w]``.
-        labels: int64 ``[B, H, W]``; a cell of the map has the label at its centre.
+        labels: int64 ``[B, h, w]``, with ``IGNORE``.
         classes: C.
     """
-    small = labels_at(labels, maps.shape[2:]).flatten(1)
     with torch.autocast(maps.device.type, enabled=False):
         features = wide(maps).flatten(2)  # [B, D, P]
         # A product, not a scattered sum, whose order of adding would be another in every run on a GPU.
-        member = (small[..., None] == torch.arange(classes, device=small.device)).to(features.dtype)  # [B, P, C]
+        member = (labels.flatten(1)[..., None] == torch.arange(classes, device=labels.device)).to(
+            features.dtype
+        )  # [B, P, C]
         sizes = member.sum(1)  # [B, C]
         sums = torch.einsum("bdp,bpc->bcd", features, member)
     image, label = torch.nonzero(sizes, as_tuple=True)
