@@ -204,8 +204,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]], of: str = "images") -> Mar
             *(x(entry["confidence"]), up, y(entry["confidence"]), x(entry["confidence"]), up),
         )
         plot.add(
-            '<rect class="count" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
-            "<title>{} test {}</title></rect>",
+            '<rect class="count" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{} test {}</title></rect>',
             *(left, plot.height - 24 - tall, wide, tall, entry["count"], of),
         )
     plot.add('<path class="ideal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>', x(0), y(0), x(1), y(1))
