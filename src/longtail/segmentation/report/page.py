@@ -23,7 +23,7 @@ from longtail.segmentation.evaluation import dense_warnings
 from longtail.segmentation.methods import dense_is_read
 from longtail.segmentation.overlays import FALSE, FOUND, MISSED, NOWHERE, OTHER
 from longtail.segmentation.report import headline
-from longtail.segmentation.report.charts import iou_chart, group_meaning, share_text
+from longtail.segmentation.report.charts import group_meaning, iou_chart, share_text
 from longtail.segmentation.report.confusions import rare_confusions
 from longtail.segmentation.report.record import (
     checked,
