@@ -29,10 +29,10 @@ from longtail.models import Classifier
 ONNX_FILE = "model.onnx"
 TORCH_FILE = "model.pt2"
 TORCH_RECORD = "longtail.json"
-_OPSET = 18
+OPSET = 18
 """The first with antialiased resizing; runtimes of 2023 and later read it."""
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def need_onnx() -> None:
@@ -57,7 +57,7 @@ def write_onnx(folder: Path, classifier: Classifier, form: Form) -> list[str]:
     """
     need_onnx()
     module, example, shapes = _to_trace(classifier, form, str)
-    with quiet(_CHATTY):
+    with quiet(CHATTY):
         try:
             program = torch.onnx.export(
                 module,
@@ -66,7 +66,7 @@ def write_onnx(folder: Path, classifier: Classifier, form: Form) -> list[str]:
                 input_names=form.input_names,
                 output_names=["logits", "probabilities"],
                 dynamic_shapes=shapes,
-                opset_version=_OPSET,
+                opset_version=OPSET,
                 verbose=False,
             )
         except Exception as error:  # whatever an operation without translation leads to
@@ -101,7 +101,7 @@ def write_torch(folder: Path, classifier: Classifier, form: Form) -> list[str]:
         UserError: the model cannot be exported, or does not come back the same.
     """
     module, example, shapes = _to_trace(classifier, form)
-    with quiet(_CHATTY):
+    with quiet(CHATTY):
         try:
             program = torch.export.export(module, example, dynamic_shapes=shapes)
             record = description(classifier, form)

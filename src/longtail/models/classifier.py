@@ -148,7 +148,7 @@ class Classifier(nn.Module):
         self._check_shape(images)
         if not len(images):  # transformers cannot reshape nothing
             return torch.empty(0, self.num_classes, device=images.device)
-        with _evaluating(self), torch.inference_mode():
+        with evaluating(self), torch.inference_mode():
             batches = [
                 self(self.preprocess(images[start : start + batch_size].to(self.mean.device)).to(self.mean.dtype))
                 for start in range(0, len(images), batch_size)
@@ -326,7 +326,7 @@ def build_classifier(
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into eval mode, then give every submodule back the mode that it had."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
