@@ -1,0 +1,42 @@
+"""Whole images with their masks, in order and with nothing random: for testing, and to keep them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from longtail.data.streaming import stream
+from longtail.errors import UserError
+from longtail.segmentation.data.mask_set import MaskFiles
+from longtail.segmentation.data.reading import read_pair
+
+
+class _Pairs(Dataset[Any]):
+    """Item (index, any): the pair at that index, or the sentence that says why there is none."""
+
+    def __init__(self, files: MaskFiles) -> None:
+        self.files = files
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | str:
+        try:
+            return read_pair(self.files, place[0])
+        except UserError as error:
+            return str(error)
+
+
+def whole_pairs(files: MaskFiles, workers: int = 0, prefetch: int = 4) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (index, image uint8 ``[3, H, W]``, labels int16 ``[H, W]``) of every file, in order.
+
+    Sizes may differ from image to image. With ``workers`` (0 = none) processes decode, each ``prefetch`` images ahead;
+    an image then lies in memory shared with its process: who keeps many of them must copy them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    places = [(index, index + 1) for index in range(len(files))]
+    pairs = stream(_Pairs(files), places, min(workers, len(places)), prefetch, advice="use fewer workers")
+    for index, (image, labels) in enumerate(pairs):
+        yield index, image, labels
