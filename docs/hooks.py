@@ -14,6 +14,7 @@ from markdown.inlinepatterns import InlineProcessor
 
 sys.path.append(str(Path(__file__).parent / "pictures"))
 import circle
+import street
 
 _AFTER_CODE = 185  # between Python-Markdown's patterns for `code` (190) and for backslashes (180)
 
@@ -48,6 +49,6 @@ def on_files(files: Any, config: Any) -> Any:
     """Draw the pictures."""
     from mkdocs.structure.files import File
 
-    for name, svg in circle.pictures().items():
+    for name, svg in {**circle.pictures(), **street.pictures()}.items():
         files.append(File.generated(config, f"pictures/{name}", content=svg))
     return files

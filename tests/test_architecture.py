@@ -11,7 +11,7 @@ import longtail
 
 SOURCE = Path(longtail.__file__).parent
 # From the ground up.
-ROOMS = "losses metrics data models memory methods training estimators reporting deployment".split()
+ROOMS = "losses metrics data models memory methods training estimators reporting deployment segmentation".split()
 GROUND = {
     "errors": set(),
     "option_groups": set(),

@@ -195,8 +195,15 @@ def circle():
         yield load(DOCS / "pictures" / "circle.py")
 
 
-def test_the_page_shows_the_pictures_that_the_code_makes(circle):
-    pictures = circle.pictures()
+@pytest.fixture(scope="module")
+def street():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS / "pictures"))
+        yield load(DOCS / "pictures" / "street.py")
+
+
+def test_the_page_shows_the_pictures_that_the_code_makes(circle, street):
+    pictures = {**circle.pictures(), **street.pictures()}
     shown = {name for page in PAGES.values() for name in re.findall(r"!\[[^\]]+\]\(pictures/([\w-]+\.svg)\)", page)}
     assert shown == set(pictures)
     for svg in pictures.values():

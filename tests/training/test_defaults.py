@@ -61,6 +61,7 @@ OPEN = {
     ),
     *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
     *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),
+    *(f"segmentation.{name}" for name in ("crop", "decoder", "palette", "resize", "width", "window", "zero_is_other")),
 }
 """What a run on arrays has no use for, or means nothing by leaving open."""
 

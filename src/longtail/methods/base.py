@@ -157,20 +157,15 @@ class MethodContext:
     ) -> Classifier:
         """Wrap what was trained with ``prior_strength`` times log p(c) added to its logits.
 
-        Training with strength t fits softmax(logits + t log p) to the training posterior, so the raw softmax implies a
-        class prior proportional to p^(1-t): the training prior for plain cross entropy, uniform at t = 1. A class that
-        the sampler draws more often, or that has a larger weight ``class_weights [C]`` in the loss, counts as if it had
-        so many more images. What is deployed of a tuned encoder is the plain one where there is one
-        (``merge_tuning``): of ``lora`` a copy, which shares no tensors with ``encoder``.
+        What the raw softmax implies is told by :func:`implied_prior`: a class that the sampler draws more often, or
+        that has a larger weight ``class_weights [C]`` in the loss, counts as if it had so many more images. What is
+        deployed of a tuned encoder is the plain one where there is one (``merge_tuning``): of ``lora`` a copy, which
+        shares no tensors with ``encoder``.
         """
         counts = self.train.class_counts
-        shares = counts.double() / counts.sum()
-        prior = shares.pow(1.0 - prior_strength)
-        if prior_strength > 1:  # a class without an image would be infinitely frequent
-            prior = torch.where(counts > 0, prior, 0.0)
-        prior *= torch.where(counts > 0, self.drawn_shares() / shares, 1.0)
+        seen = self.drawn_shares() / (counts.double() / counts.sum())
         if class_weights is not None:
-            prior *= torch.where(counts > 0, class_weights.detach().cpu().double(), 1.0)
+            seen *= class_weights.detach().cpu().double()
         kind = "cosine" if isinstance(head, CosineHead) else "linear"
         spec: dict[str, Any] = {
             "encoder": self.stage.backbone,
@@ -188,12 +183,44 @@ class MethodContext:
             head,
             class_names=self.train.class_names,
             class_counts=counts,
-            logit_prior=(prior / prior.sum()).float(),
+            logit_prior=implied_prior(counts, prior_strength, seen).float(),
             mean=self.mean,
             std=self.std,
             framing=self.train.framing,
             spec=spec,
         )
+
+
+def implied_prior(
+    class_counts: Tensor,
+    prior_strength: float,
+    seen: Tensor | None = None,
+    adjusted_counts: Tensor | None = None,
+) -> Tensor:
+    """Return the class prior that the raw softmax implies after training with ``t log q(c)`` added to its logits.
+
+    Training fits softmax(logits + t log q) to the training posterior, so the raw softmax implies a class prior
+    proportional to p / q^t. With q = p that is p^(1-t): the training prior for plain cross entropy, uniform at t = 1.
+
+    Args:
+        class_counts: ``[C]``, of which p are the shares.
+        prior_strength: t.
+        seen: ``[C]``, how much more often than by its share the loss sees each class; None = 1 for all.
+        adjusted_counts: ``[C]``, of which q are the shares; None = ``class_counts``. 0 where those are 0.
+
+    Returns:
+        float64 ``[C]``, sum 1.
+    """
+    present = class_counts > 0
+    shares = class_counts.double() / class_counts.sum()
+    prior = shares.pow(1.0 - prior_strength)
+    if prior_strength > 1:  # a class without an image would be infinitely frequent
+        prior = torch.where(present, prior, 0.0)
+    if adjusted_counts is not None:
+        prior *= torch.where(present, (shares * adjusted_counts.sum() / adjusted_counts).pow(prior_strength), 1.0)
+    if seen is not None:
+        prior *= torch.where(present, seen, 1.0)
+    return prior / prior.sum()
 
 
 class Trainable(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longtail.data.decode import BadImage
 from longtail.segmentation.data.mask_set import IGNORE
-from longtail.segmentation.data.raw_masks import Kind, read_raw_mask, unpack
+from longtail.segmentation.data.raw_masks import Kind, is_gray, read_raw_mask, unpack
 
 UNKNOWN = -2
 """Label of a value or colour that is neither a class nor to be ignored."""
@@ -49,7 +49,8 @@ class MaskLabels:
             codes = np.unique(raw.codes) if raw.codes.dtype != np.uint8 else np.arange(256)
             if raw.kind == "palette":  # how the table is understood hangs on the places that are used
                 codes = np.flatnonzero(np.bincount(raw.codes.ravel(), minlength=256))
-            known = self.labels_of(raw.kind, codes, raw.colours)
+            own = None if raw.colours is None else raw.colours[codes]
+            known = self.labels_of(raw.kind, codes, own)
             if raw.codes.dtype == np.uint8:
                 table = np.full(256, UNKNOWN, np.int16)
                 table[codes] = known
@@ -58,7 +59,8 @@ class MaskLabels:
                 labels = known[np.searchsorted(codes, raw.codes)]
         if (labels == UNKNOWN).any():
             codes, counts = np.unique(raw.codes[labels == UNKNOWN], return_counts=True)
-            raise BadImage(self.complaint(raw.kind, codes, counts, raw.colours))
+            own = None if raw.colours is None else raw.colours[codes]
+            raise BadImage(self.complaint(raw.kind, codes, counts, own))
         return torch.from_numpy(labels)
 
     def labels_of(self, kind: Kind, codes: NDArray[Any], own: NDArray[np.int32] | None = None) -> NDArray[np.int16]:
@@ -71,7 +73,7 @@ class MaskLabels:
         Args:
             kind: of the mask.
             codes: all codes that occur in it, once each, ``[K]``.
-            own: the mask's own colour table, int32 ``[256]``, for kind ``palette``.
+            own: the colours of ``codes`` in the mask's own table, int32 ``[K]``, for kind ``palette``.
         """
         by_value = _look_up(self.values, codes)
         if kind == "value":
@@ -79,9 +81,8 @@ class MaskLabels:
         if kind == "colour":
             if self.colours:
                 return _look_up(self.colours, codes)
-            red, green, blue = codes >> 16 & 255, codes >> 8 & 255, codes & 255
-            gray = bool(((red == green) & (green == blue)).all())
-            return _look_up(self.values, blue) if gray else np.full(len(codes), UNKNOWN, np.int16)
+            gray = is_gray(codes)
+            return np.where(gray.all(), _look_up(self.values, codes & 255), np.int16(UNKNOWN)).astype(np.int16)
         if own is None or not self.colours or ((own[codes] == codes * 0x010101).all() and not self.gray_is_colour):
             return by_value
         by_colour = _look_up(self.colours, own[codes])
@@ -100,11 +101,11 @@ class MaskLabels:
         code, pixels = int(codes[first]), int(counts[first])
         pixels_of = f"in {pixels} pixel{'s' * (pixels != 1)}{more}"
         if kind == "colour" and not self.colours:
-            return f"colours, first {unpack(code)} {pixels_of}, but no palette says what they stand for"
+            return f"colour {unpack(code)} {pixels_of}, but no palette says what it stands for"
         if kind == "colour":
             return f"colour {unpack(code)} {pixels_of} is none of the palette's"
-        if kind == "palette" and own is not None and self.colours and code not in dict(self.values):
-            return f"colour {unpack(int(own[code]))} {pixels_of} is none of the palette's, nor its place {code} a class"
+        if kind == "palette" and own is not None and self.colours:
+            return f"colour {unpack(int(own[first]))} {pixels_of} is none of the palette's"
         classes = sorted(value for value, label in self.values if label != IGNORE)
         span = f"{classes[0]}..{classes[-1]}" if classes else "none"
         if self.gray_is_colour:
@@ -119,7 +120,7 @@ def _look_up(pairs: tuple[tuple[int, int], ...], codes: NDArray[Any]) -> NDArray
 
 @lru_cache(maxsize=4)
 def _colour_table(reader: MaskLabels) -> NDArray[np.int16]:
-    """Return label - ``UNKNOWN`` of every colour, int16 ``[2^24]``: 0 is what is not known, so few pages are touched."""
+    """Return label - ``UNKNOWN`` of every colour, int16 ``[2^24]``: 0 = not known, so that few pages are touched."""
     table = np.zeros(_COLOURS, np.int16)
     for code, label in reader.colours:
         table[code] = label - UNKNOWN

@@ -68,3 +68,9 @@ def pack(colours: NDArray[Any]) -> NDArray[np.int32]:
 def unpack(code: int) -> tuple[int, int, int]:
     """Return red, green and blue of ``0xRRGGBB``."""
     return code >> 16 & 255, code >> 8 & 255, code & 255
+
+
+def is_gray(codes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which colours ``0xRRGGBB`` have red, green and blue alike, bool ``[...]``."""
+    gray: NDArray[np.bool_] = codes == (codes & 255) * 0x010101
+    return gray

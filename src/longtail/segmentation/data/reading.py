@@ -43,7 +43,7 @@ def read_pair(files: MaskFiles, index: int) -> tuple[Tensor, Tensor]:
 def nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Return ``labels [H, W]`` at another height and width: each pixel the label at its centre."""
     rows, columns = (
-        torch.arange(new).add_(0.5).mul_(old / new).floor_().long().clamp_(max=old - 1)
+        torch.arange(1, 2 * new, 2).mul_(old).div_(2 * new, rounding_mode="floor")  # (i + 1/2) old / new, exactly
         for new, old in zip(size, labels.shape, strict=True)
     )
     return labels[rows[:, None], columns]

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtail.config import TrainConfig, resolved
-from longtail.methods.base import Stage, Trainable
+from longtail.errors import UserError
+from longtail.losses import balancing_weights
+from longtail.methods.base import OWN_OPTIONS, Stage, Trainable, implied_prior
 from longtail.segmentation.data.batch import DenseBatch
 from longtail.segmentation.data.mask_set import MaskFiles
+from longtail.segmentation.models import PixelHead, Segmenter, build_pixel_encoder, load_backbone
 
-if TYPE_CHECKING:
-    from longtail.segmentation.models.segmenter import Segmenter
+DENSE_OPTIONS = (
+    *OWN_OPTIONS,
+    *("segmentation.prior", "segmentation.queries", "segmentation.keys_per_class", "segmentation.queue_share"),
+    *("segmentation.region_weight", "segmentation.overlap_weight"),
+)
+"""Options that belong to methods and not to every run, each a dotted name or the start of one."""
+
+CHANNELS = 3
+DECODER = "fpn"
+"""Where ``segmentation.decoder`` is left open."""
 
 DenseFetch = Callable[[str, Tensor, Tensor], DenseBatch]
 """``fetch(view name, ids [M], rounds [M])``: one view of images outside any epoch, with the masks of its crops."""
@@ -41,6 +52,75 @@ class DenseContext:
     std: tuple[float, ...]
     previous: Segmenter | None = None
     resumed: bool = False
+
+    @property
+    def of_run(self) -> bool:
+        """Whether the stage trains the run's own method: not a teacher, which its rebalancing leaves alone."""
+        return self.stage.method == self.config.method
+
+    @property
+    def counts(self) -> Tensor:
+        """What the class prior and the class weights of the losses go by, int64 ``[C]``: pixels, or images."""
+        by_images = self.config.segmentation.prior == "images"
+        return self.train.image_counts if by_images else self.train.class_counts
+
+    def class_weights(self) -> Tensor | None:
+        """Return the weight of each class in the loss, float32 ``[C]``, or None if all weigh alike."""
+        kind = self.config.loss.class_weights or "none"
+        if kind == "none" or not self.of_run:
+            return None
+        return balancing_weights(self.counts, kind, self.config.loss.effective_beta).float()
+
+    def build_encoder(self) -> nn.Module:
+        """Return the stage's encoder with its decoder, fresh or with the encoder's pretrained weights."""
+        own = self.config.segmentation
+        encoder = build_pixel_encoder(self.stage.backbone, own.decoder or DECODER, CHANNELS, own.width)
+        if self.stage.weights != "none" and not self.resumed:
+            load_backbone(encoder, self.stage.backbone, self.stage.weights, CHANNELS)
+        return encoder
+
+    def build_head(self, encoder: nn.Module, kind: str) -> PixelHead:
+        """Return a fresh ``cosine`` or ``linear`` pixel classifier for the training set's classes."""
+        return PixelHead(kind, pixel_dim(encoder), self.train.num_classes, self.config.loss.scale)
+
+    def build_segmenter(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        kind: str,
+        prior_strength: float,
+        class_weights: Tensor | None = None,
+    ) -> Segmenter:
+        """Wrap what was trained with ``prior_strength`` times the log of the shares of ``counts`` added to its logits.
+
+        The prior that the raw softmax implies is over pixels, whatever was counted for the loss (see
+        ``longtail.methods.base.implied_prior``). Crops in favour of rare classes are left out of account.
+        """
+        own, train = self.config.segmentation, self.train
+        seen = None if class_weights is None else class_weights.detach().cpu().double()
+        adjusted = None if own.prior == "pixels" else self.counts
+        spec: dict[str, Any] = {
+            "task": "segmentation",
+            "encoder": self.stage.backbone,
+            "decoder": own.decoder or DECODER,
+            "width": own.width,
+            "in_channels": CHANNELS,
+            "head": kind,
+            "scale": self.config.loss.scale,
+        }
+        return Segmenter(
+            encoder,
+            head,
+            class_names=train.class_names,
+            class_counts=train.class_counts,
+            image_counts=train.image_counts,
+            logit_prior=implied_prior(train.class_counts, prior_strength, seen, adjusted).float(),
+            mean=self.mean,
+            std=self.std,
+            palette=train.palette,
+            size=train.size,
+            spec=spec,
+        )
 
 
 class DenseMethod(Trainable):
@@ -72,7 +152,19 @@ class DenseMethod(Trainable):
 
     @classmethod
     def check(cls, config: TrainConfig, train: MaskFiles) -> None:
-        """Raise :class:`UserError` for resolved options that this method cannot train with. Default: all fit."""
+        """Raise :class:`UserError` for resolved options that this method cannot train with.
+
+        Default: those that no method of segmentation has.
+        """
+        if config.loss.mixup:
+            raise UserError("--loss.mixup blends images, which no mask can follow; leave it out for segmentation.")
+        if config.loss.deferred_from:
+            raise UserError(
+                "--loss.deferred_from is not there for segmentation, where class weights hold from the start; leave it "
+                "out."
+            )
+        if not int(train.class_counts.sum()):
+            raise UserError("no training mask holds a pixel of a class; check the masks and --segmentation.ignore.")
 
     def prepare(self, fetch: DenseFetch, labels: Tensor) -> None:
         """Fill the memory before the first step. ``labels [N, C]`` are the pixels of each class in each image."""
@@ -88,3 +180,8 @@ class DenseMethod(Trainable):
     def classifier(self) -> Segmenter:
         """Return what is deployed; it shares the method's tensors."""
         raise TypeError(f"{type(self).__name__} does not say what is deployed")
+
+
+def pixel_dim(encoder: nn.Module) -> int:
+    """Return the width D of the feature map of an encoder with its decoder."""
+    return int(encoder.feature_dim)  # type: ignore[arg-type]
