@@ -17,6 +17,7 @@ from PIL import Image
 from longtail.errors import UserError
 from longtail.segmentation import predict as module
 from longtail.segmentation.mask_folder import mask_names
+from longtail.segmentation.models import PixelHead, Segmenter, build_pixel_encoder
 from longtail.segmentation.overlays import class_overlay
 from longtail.segmentation.predict import largest_at_size, predict_image, predict_masks
 
@@ -149,6 +150,28 @@ def test_classes_are_enlarged_a_few_at_a_time_with_the_same_result(
     assert torch.allclose(best, whole.amax(0))
     assert torch.equal(labels, whole.argmax(0))
     assert not (labels == 4).any()
+
+
+def test_a_saved_segmenter_predicts_what_it_predicts_in_python(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = {"encoder": "mobilenetv3_small_050", "decoder": "fpn", "width": 32, "in_channels": 3, "head": "cosine"}
+    encoder = build_pixel_encoder(spec["encoder"], spec["decoder"], 3, 32)
+    counts, prior = torch.tensor([50, 30, 20]), torch.full((3,), 1 / 3)
+    head = PixelHead("cosine", encoder.feature_dim, 3, 30.0)
+    statistics = ([0.5] * 3, [0.25] * 3, PALETTE[:3], (32, 48), {**spec, "scale": 30.0})
+    made = Segmenter(encoder, head, NAMES[:3], counts, counts, prior, *statistics)
+    made.save(tmp_path / "run")
+    pixels = torch.randint(256, (3, 40, 56), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.save(tmp_path / "a.png")
+    predict_masks(tmp_path / "run", [tmp_path / "a.png"], out=tmp_path / "out", prior="train", device="cpu", quiet=True)
+    small = torch.from_numpy(np.array(image.resize((48, 32), Image.Resampling.BILINEAR))).permute(2, 0, 1)
+    probabilities = made.eval().predict(small[None], "train")
+    whole = F.interpolate(probabilities, (40, 56), mode="bilinear", align_corners=False)[0]
+    with Image.open(tmp_path / "out" / "masks" / "a.png") as mask:
+        assert np.array_equal(np.array(mask), whole.argmax(0).numpy())
+    confidence = float(table(tmp_path / "out" / "shares.csv")[0]["confidence"])
+    assert confidence == pytest.approx(float(whole.amax(0).mean()), rel=1e-4)
 
 
 def test_pictures_are_turned_upright(run: Path, tmp_path: Path) -> None:

@@ -92,7 +92,11 @@ def make_run(folder: Path, **changes: Any) -> Path:
         "groups_by_images": by | {"few": {"iou": None, "classes": 0}},
         "pixel_edges": [1.0, 0.1],
         "image_edges": [0.5, 0.1],
-        "rarest_four": {"classes": [NAMES[3], NAMES[2], "sky", "road"], "miou": 0.431},
+        "rarest_four": {
+            "classes": [NAMES[3], NAMES[2], "sky", "road"],
+            "miou": 0.431,
+            "interval": {"low": 0.31, "high": 0.52},
+        },
         "fw_iou": 0.876,
         "pixel_accuracy": 0.913,
         "balanced_accuracy": 0.654,
@@ -146,7 +150,10 @@ def full(folder: Path) -> None:
     record = {"test_split": "its own folder", "train_images": 10, "test_images": 12, "notes": [f"note {EVIL}"]}
     record |= {"skipped_count": 1, "skipped": [{"file": f"{EVIL}.jpg", "reason": "cut off"}]}
     (folder / "data.json").write_text(json.dumps(record))
-    log = [{"stage": "train", "epoch": e, "classifier": 2 / e, "lovasz": 1 / e, "test_miou": e / 10} for e in (1, 2, 3)]
+    log = [
+        {"stage": "train", "epoch": e, "classifier": 2 / e, "lovasz": 1 / e, "bits": e - 2, "test_miou": e / 10}
+        for e in (1, 2, 3)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
     environment = {"versions": {"torch": "2.15"}, "hardware": {"device": "abacus"}, "seconds": {"train": 75.0}}
     (folder / "environment.json").write_text(json.dumps(environment))
@@ -164,6 +171,7 @@ def test_the_page_holds_all_parts_and_the_figures(tmp_path: Path) -> None:
         "Figures of the last epoch; the test set selected nothing.",
         "The mean gap is 4.3 %",
         "whole images, once",
+        "31.0 \u2013 52.0 %",
         "4 of 20 pixels found, 10 wrongly called",
         "its own folder",
         "Test mIoU",
@@ -171,6 +179,7 @@ def test_the_page_holds_all_parts_and_the_figures(tmp_path: Path) -> None:
         "--task segmentation",
         "--segmentation.crop '[64, 96]'",
         "abacus",
+        "Label information is measured on training images, so it flatters (below 0",
         "1 min 15 s",
         "1 file that was skipped",
     ):

@@ -22,12 +22,14 @@ LOSSES = {
     "dice": "Dice loss",
     "lovasz": "Lovász loss",
     "region": "Region loss",
+    "auxiliary": "Auxiliary loss",
 }
 READINGS = {
     "lr": "Learning rate",
     "temperature": "Contrast temperature",
     "concentration": "Concentration of the classes, geometric mean",
     "bits": "Label information, bits",
+    "queue_filled": "Share of the queue that is filled",
     "test_top1": "Test top-1",
     "test_balanced_accuracy": "Test balanced accuracy",
     "val_top1": "Validation top-1",

@@ -61,12 +61,13 @@ def mask_names(files: Sequence[str]) -> list[str]:
     """
     paths = [Path(file) for file in files]
     names = [path.stem for path in paths]
-    for longer in (
-        lambda path: f"{path.absolute().parent.name}_{path.stem}",
-        lambda path: f"{path.absolute().parent.name}_{path.name.replace('.', '_')}",
-    ):
+    in_folder = [path.absolute().parent.name for path in paths]
+    for ends in (names, [path.name.replace(".", "_") for path in paths]):
         times = Counter(name.casefold() for name in names)
-        names = [longer(path) if times[name.casefold()] > 1 else name for path, name in zip(paths, names, strict=True)]
+        names = [
+            f"{folder}_{end}" if times[name.casefold()] > 1 else name
+            for folder, end, name in zip(in_folder, ends, names, strict=True)
+        ]
     taken = {name.casefold() for name in names}
     seen: set[str] = set()
     for place, name in enumerate(names):

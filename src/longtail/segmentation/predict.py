@@ -205,12 +205,14 @@ def resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
 def _listed(words: Sequence[str | Path]) -> list[str]:
     """Return the image files that ``words`` name, each once."""
     arrays = [str(word) for word in words if str(word).lower().endswith(".npz")]
-    if not arrays:
-        sources = find_images(words, 3, (1, 1))
-        arrays = [source.file for source in sources if isinstance(source, ArrayImages)]
     if arrays:
         raise UserError(f"{arrays[0]} holds arrays, but masks are written for image files; give those.")
-    return list(dict.fromkeys(file for source in sources for file in source))
+    files: dict[str, None] = {}
+    for source in find_images(words, 3, (1, 1)):
+        if isinstance(source, ArrayImages):  # out of a pattern
+            raise UserError(f"{source.file} holds arrays, but masks are written for image files; give those.")
+        files |= dict.fromkeys(source)
+    return list(files)
 
 
 def _check_opens(file: str) -> None:

@@ -120,7 +120,7 @@ def choose_images(per_image: Tensor, label: int) -> dict[int, list[str]]:
 
 def predict_labels(segmenter: Segmenter, image: Tensor, view: TestView | None) -> Tensor:
     """Return the classes of an image (uint8 ``[3, H, W]``) as the test took them: int64 ``[H, W]``, on the CPU."""
-    logits = segmenter.logits(image[None].to(segmenter.mean.device), view)
+    logits: Tensor = segmenter.logits(image[None].to(segmenter.mean.device), view)
     return logits[0].argmax(0).cpu()
 
 

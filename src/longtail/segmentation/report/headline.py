@@ -14,7 +14,7 @@ from longtail.segmentation.report.record import DenseClass
 
 def in_words(evaluation: dict[str, Any], rows: Sequence[DenseClass]) -> str:
     """Return what came of the run in two or three sentences."""
-    bounds = _bounds(evaluation)
+    bounds = _bounds(evaluation["miou_interval"])
     within = f" (between {percent(bounds[0])} and {percent(bounds[1])})" if bounds else ""
     images = counted(evaluation["test_images"], "test image")
     words = [f"On {images} the mean IoU over classes is {percent(evaluation['miou'])}{within}."]
@@ -44,7 +44,7 @@ def cards(evaluation: dict[str, Any], teacher: dict[str, Any] | None, meaning: d
         {
             "label": "Mean IoU",
             "value": evaluation["miou"],
-            "interval": _bounds(evaluation),
+            "interval": _bounds(evaluation["miou_interval"]),
             "note": f"of {counted(tested, 'class', 'classes')}, each weighing the same",
             "missing": "none",
             "teacher": teacher["miou"] if teacher else None,
@@ -53,7 +53,7 @@ def cards(evaluation: dict[str, Any], teacher: dict[str, Any] | None, meaning: d
         {
             "label": "Rarest four" if len(rare["classes"]) == 4 else "Rarest",
             "value": rare.get("miou"),
-            "interval": None,
+            "interval": _bounds(rare.get("interval")),
             "note": _listed([str(name) for name in rare["classes"]]),
             "missing": "none",
             "teacher": teacher["rarest_four"].get("miou") if teacher else None,
@@ -122,9 +122,8 @@ def chosen_epoch(evaluation: dict[str, Any]) -> str:
     return f"Epoch chosen by: {selection}."
 
 
-def _bounds(evaluation: dict[str, Any]) -> tuple[float, float] | None:
-    interval = evaluation["miou_interval"] or {}
-    low, high = interval.get("low"), interval.get("high")
+def _bounds(interval: dict[str, Any] | None) -> tuple[float, float] | None:
+    low, high = (interval or {}).get("low"), (interval or {}).get("high")
     return None if low is None or high is None else (float(low), float(high))
 
 

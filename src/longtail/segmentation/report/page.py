@@ -13,7 +13,7 @@ import jinja2
 from longtail.files import write_bytes
 from longtail.metrics import GROUPS
 from longtail.reporting.charts import group_chart, reliability_chart
-from longtail.reporting.in_words import duration
+from longtail.reporting.in_words import bits_note, duration
 from longtail.reporting.report import METHODS
 from longtail.reporting.reproduce import as_text, reproduce_command, settings
 from longtail.reporting.run_record import read_data, read_log
@@ -83,7 +83,8 @@ def render_dense(folder: Path) -> str:
         folds=None,
         stages=training_curves(log),
         watched=any(key.startswith("test_") for line in log for key in line),
-        informed=False,
+        informed=any("bits" in line for line in log),
+        misled=bits_note(line["bits"] for line in log if isinstance(line.get("bits"), int | float)),
         skipped=[line for line in log if "skipped_step" in line],
         settings=settings(config),
         environment=read_environment(folder / "environment.json"),
