@@ -96,8 +96,8 @@ def test_bootstrap_as_a_loop_over_draws():
     generator = torch.Generator().manual_seed(3)
     values = []
     for size in [50] * 4:  # as many at once as the function draws
-        for drawn in torch.randint(12, (size, 12), generator=generator):
-            values.append(float(mean_iou(per_image[drawn].sum(0))))
+        drawn = torch.randint(12, (size, 12), generator=generator)
+        values += [float(mean_iou(per_image[images].sum(0))) for images in drawn]
     low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     assert (found["low"], found["high"]) == pytest.approx((low, high))
     assert found["low"] < float(mean_iou(per_image.sum(0))) < found["high"]

@@ -67,7 +67,6 @@ def resolve_dense(config: TrainConfig, data: MaskSplits) -> tuple[TrainConfig, l
     decoder = choose("segmentation.decoder", "fpn")
     choose("segmentation.width", _WIDTHS.get(decoder, _USUAL_WIDTH))
     crop = choose("segmentation.crop", [_crop_side(height), _crop_side(width)])
-    choose("segmentation.zero_is_other", False)
     with torch.device("meta"):
         encoder = build_pixel_encoder(backbone, decoder, 3, chosen["segmentation.width"])
     usual = encoder_defaults(backbone)
@@ -115,7 +114,7 @@ def resolve_dense(config: TrainConfig, data: MaskSplits) -> tuple[TrainConfig, l
     if device.type == "cpu" and config.backbone is None and len(train) * epochs * crop[0] * crop[1] > 5e8:
         notes.append(
             f"{backbone} on crops of {crop[0]} x {crop[1]} takes many hours without an accelerator; for a first look "
-            "try --backbone mobilenetv3_large_100 --segmentation.resize [180,240] --epochs 20."
+            "try --backbone mobilenetv3_large_100 --segmentation.width 32 --segmentation.resize [180,240] --epochs 20."
         )
     return replace_options(config, chosen), notes
 

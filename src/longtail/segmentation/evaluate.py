@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from longtail.config import replace_options
+from longtail.data.streaming import default_workers
 from longtail.deployment.run_records import check_has_model, find_run
 from longtail.errors import UserError
 from longtail.files import as_json, check_output, read_json, write_output
@@ -97,7 +98,7 @@ def evaluate_masks(
             options=other.segmentation,
             val_fraction=0.0,
             on_bad=other.on_bad_image,
-            workers=1,
+            workers=default_workers(None),
             test_only=True,
         ).test
     if test.class_names != segmenter.class_names:

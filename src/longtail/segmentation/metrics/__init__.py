@@ -1,6 +1,6 @@
 """Figures of segmentation: pure tensors in, figures out."""
 
-from longtail.segmentation.metrics.bootstrap import bootstrap_miou, paired_miou_difference
+from longtail.segmentation.metrics.bootstrap import PairedDifference, bootstrap_miou, paired_miou_difference
 from longtail.segmentation.metrics.boundaries import boundary_f_scores, boundary_tolerance
 from longtail.segmentation.metrics.dense_groups import group_iou, groups_by_images, groups_by_pixels, rarest_classes
 from longtail.segmentation.metrics.overlap import (
@@ -16,6 +16,7 @@ from longtail.segmentation.metrics.overlap import (
 from longtail.segmentation.metrics.reliability import PixelReliability
 
 __all__ = [
+    "PairedDifference",
     "PixelReliability",
     "bootstrap_miou",
     "boundary_f_scores",

@@ -6,6 +6,8 @@ semantic segmentation?", BMVC 2013; Perazzi et al., CVPR 2016, whose tolerance o
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ _SHARE = 0.0075
 
 def boundary_tolerance(height: int, width: int) -> int:
     """Return within how many pixels outlines agree: 0.0075 of the diagonal, at least 1."""
-    return max(1, round(_SHARE * float(height**2 + width**2) ** 0.5))
+    return max(1, round(_SHARE * math.hypot(height, width)))
 
 
 def boundary_f_scores(predictions: Tensor, labels: Tensor, num_classes: int, tolerance: int) -> Tensor:
@@ -34,7 +36,7 @@ def boundary_f_scores(predictions: Tensor, labels: Tensor, num_classes: int, tol
         tolerance: pixels (of the larger of the two axes' distances) within which outlines agree.
     """
     predictions = torch.where(labels == IGNORE, IGNORE, predictions.long())
-    classes = torch.cat([predictions.flatten(), labels.long().flatten()]).unique()
+    classes = torch.unique(torch.cat([predictions.flatten(), labels.long().flatten()]))
     scores = torch.full((num_classes,), torch.nan, dtype=torch.float64)
     outlines = _outline(predictions), _outline(labels.long())
     for label in classes[classes != IGNORE].tolist():
