@@ -201,7 +201,7 @@ def test_unknown_option_names_near_ones(name, near):
         ("loss.learn_temperature", "maybe", "true or false"),
         ("optimiser.milestones", "0.5", "a list of numbers such as [0.8, 0.9]"),
         ("optimiser.name", "sdg", "one of sgd, adamw"),
-        ("optimiser.schedule", "cos", "one of cosine, step, constant"),
+        ("optimiser.schedule", "cos", "one of cosine, poly, step, constant"),
         ("teacher.kind", "mean", "one of frozen, pretrained, momentum, none"),
         ("select", "first", "one of last, best"),
     ],

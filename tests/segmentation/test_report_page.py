@@ -23,7 +23,7 @@ from longtail.segmentation.report.charts import group_meaning, iou_chart, share_
 from longtail.segmentation.report.confusions import taken_for, wrongly_called
 from longtail.segmentation.report.gallery import small_picture
 from longtail.segmentation.report.page import render_dense, write_dense_report
-from longtail.segmentation.report.record import DenseClass
+from longtail.segmentation.report.dense_class import DenseClass
 
 EVIL = "<script>alert(1)</script>"
 NAMES = ["road", "sky", EVIL, "rider & 'bike'", "never"]

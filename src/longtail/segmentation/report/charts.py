@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from longtail.metrics import GROUPS
 from longtail.reporting.svg import Plot, Scale, percent
-from longtail.segmentation.report.record import DenseClass
+from longtail.segmentation.report.dense_class import DenseClass
 
 MOST_NAMED = 40
 """Above this number of classes bars stand upright, without names."""

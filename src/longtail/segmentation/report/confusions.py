@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longtail.segmentation.report.record import DenseClass
+    from longtail.segmentation.report.dense_class import DenseClass
 
 _LEAST = 0.005
 """Share below which a confusion is not worth a word."""

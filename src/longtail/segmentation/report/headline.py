@@ -9,7 +9,7 @@ from longtail.errors import counted
 from longtail.metrics import GROUPS
 from longtail.reporting.svg import number, percent
 from longtail.segmentation.report.charts import share_text
-from longtail.segmentation.report.record import DenseClass
+from longtail.segmentation.report.dense_class import DenseClass
 
 
 def in_words(evaluation: dict[str, Any], rows: Sequence[DenseClass]) -> str:

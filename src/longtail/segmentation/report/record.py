@@ -14,6 +14,7 @@ from longtail.errors import UserError
 from longtail.files import read_json
 from longtail.metrics import GROUPS
 from longtail.segmentation.report.confusions import taken_for
+from longtail.segmentation.report.dense_class import DenseClass
 
 _NEEDED = (
     "miou miou_interval iou class_names class_counts image_counts test_pixels groups_by_pixels groups_by_images "
@@ -23,35 +24,6 @@ _A_CLASS = "iou class_names class_counts image_counts test_pixels".split()
 _KINDS = {"image", "truth", "prediction", "error"}
 _COLOUR = re.compile("#[0-9a-f]{6}")
 _PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
-
-
-@dataclass(frozen=True)
-class DenseClass:
-    """One class as the page shows it; figures are None where neither test masks nor predictions hold it.
-
-    Attributes:
-        index: its number in masks.
-        colour: ``#rrggbb``.
-        group: ``many``, ``medium`` or ``few`` by training pixels.
-        share: of the training pixels.
-        images: training images that hold it.
-        test_pixels: true pixels of it in the test masks.
-        taken_for: (class, share of its test pixels) of the classes that it is most often taken for.
-    """
-
-    index: int
-    name: str
-    colour: str
-    group: str
-    train_pixels: int
-    share: float
-    images: int
-    test_pixels: int
-    iou: float | None
-    recall: float | None
-    precision: float | None
-    boundary_f: float | None
-    taken_for: tuple[tuple[int, float], ...] = ()
 
 
 def read_dense_evaluation(path: Path) -> dict[str, Any]:
