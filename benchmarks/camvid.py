@@ -1,6 +1,6 @@
 """Cross entropy, logit adjustment and GML on CamVid, small enough for a CPU; equal epochs, several seeds.
 
-    python benchmarks/camvid.py FOLDER [--seeds 2] [--epochs 24] [--out benchmarks/results/camvid.json]
+    python benchmarks/camvid.py FOLDER [--seeds 2] [--epochs 16] [--out benchmarks/results/camvid.json]
 
 FOLDER holds {train,val,test}/{images,masks} and classes.txt. The 233 test frames select nothing: last epoch, settings
 as below for every method. GML's teacher is the logit-adjusted run of the same seed, so that each method trains one
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--full", action="store_true", help="frames of 360 x 480, ResNet-18, for a GPU")
     parser.add_argument("--device", default="auto")

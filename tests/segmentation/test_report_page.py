@@ -21,9 +21,9 @@ from longtail.reporting.reproduce import reproduce_command
 from longtail.reporting.training_curves import training_curves
 from longtail.segmentation.report.charts import group_meaning, iou_chart, share_text
 from longtail.segmentation.report.confusions import taken_for, wrongly_called
+from longtail.segmentation.report.dense_class import DenseClass
 from longtail.segmentation.report.gallery import small_picture
 from longtail.segmentation.report.page import render_dense, write_dense_report
-from longtail.segmentation.report.dense_class import DenseClass
 
 EVIL = "<script>alert(1)</script>"
 NAMES = ["road", "sky", EVIL, "rider & 'bike'", "never"]

@@ -278,6 +278,11 @@ class Classifier(nn.Module):
         where = str(Path(folder) / f"{_STEM}.json")
         try:
             spec, names = dict(meta["spec"]), [str(name) for name in meta["class_names"]]
+            if spec.get("task") == "segmentation":
+                raise UserError(
+                    "the model is a segmenter, not a classifier; longtail.load reads it, and longtail.segmentation has "
+                    "predict_masks, evaluate_masks and export_segmenter."
+                )
             framing = as_framing(meta.get("framing"))
             channels = int(spec["in_channels"])
             uniform = torch.full((len(names),), 1 / len(names))
