@@ -23,8 +23,8 @@ $(READY): pyproject.toml
 demo: $(READY) ## teacher and student on scikit-learn's digits, a minute on two cores; ends with the report's path
 	@$(BIN)/longtail train --recipe demo --overwrite
 
-test: $(READY) ## all tests
-	@$(BIN)/python -m pytest -m "not check"
+test: $(READY) ## all tests, on all cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not check"
 
 lint: $(READY) ## ruff and mypy, as CI runs them
 	@$(BIN)/ruff check .

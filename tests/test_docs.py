@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 import longtail
+import longtail.segmentation
 from longtail.cli import main
 from longtail.methods import METHODS
 
@@ -90,10 +91,26 @@ def files(tmp_path_factory):
     from safetensors.torch import save_file
 
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path / "vit.safetensors")
+    write_streets(path / "streets", generator)
     (path / "new").mkdir()
     shutil.copy(path / "photos" / rows[0]["path"], path / "new")
     (path / "docs").symlink_to(DOCS)
     return path
+
+
+def write_streets(path, generator):
+    """Images with masks: a road below, a tree, and in every other image a person."""
+    for folder in ("images", "masks"):
+        (path / folder).mkdir(parents=True)
+    (path / "classes.txt").write_text("sky\nroad\ntree\nperson\n")
+    for number in range(10):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[28:], mask[10:30, 6 * (number % 5) : 6 * (number % 5) + 9] = 1, 2
+        if number % 2:
+            mask[24:34, 50:54] = 3
+        image = mask[..., None] * np.array([40, 55, 30]) + generator.integers(0, 60, (48, 64, 3))
+        Image.fromarray(image.astype(np.uint8)).save(path / "images" / f"{number:04d}.png")
+        Image.fromarray(mask).save(path / "masks" / f"{number:04d}.png")
 
 
 def write_parquet(path, rows):
@@ -246,6 +263,8 @@ def test_the_reference_has_every_public_name():
     reference = "\n".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
     documented = set(re.findall(r"^::: ([\w.]+)$", reference, re.MULTILINE))
     homes = {f"longtail.{longtail._HOMES[name]}.{name}" for name in longtail.__all__}
+    dense = longtail.segmentation
+    homes |= {f"longtail.segmentation.{dense._HOMES[name]}.{name}" for name in dense.__all__}
     assert homes <= documented, f"add to docs/reference: {sorted(homes - documented)}"
 
 

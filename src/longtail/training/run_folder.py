@@ -27,8 +27,9 @@ from longtail.files import read_json, write_bytes, write_json
 _FILES = (
     "resume model.safetensors model.json metrics.jsonl evaluation.json per_class.csv report.html "
     "gallery.json predictions.safetensors predictions.json validation.safetensors validation.json calibration.json "
-    "zero_shot.json text_heads.safetensors text_heads.json encoder.safetensors encoder.json export data.json "
-    "environment.json teacher representation tensorboard wandb tracking.json config.yaml .lock"
+    "per_image.safetensors per_image.json zero_shot.json text_heads.safetensors text_heads.json encoder.safetensors "
+    "encoder.json export data.json environment.json teacher representation tensorboard wandb tracking.json config.yaml "
+    ".lock"
 ).split()
 """In the order of deletion: ``config.yaml`` last, so that a run half deleted still counts as one."""
 _MOST_SKIPPED = 1000
