@@ -84,16 +84,19 @@ def _run(words: list[str]) -> int:
     known = [*_OWN, *(name for name in verbs.VERBS if not name.endswith(verbs.DENSE))]
     if verb not in known:
         raise unknown_name("command", verb, known)
-    if verb not in _OWN:
-        verb = verbs.of_run(verb, rest)
     if "-h" in rest or "--help" in rest:
         recipes = f"usage: {_RECIPES}\n\n{_OWN['recipes']}"
         print(verbs.help_of(verb) if verb in verbs.VERBS else _train_help() if verb == "train" else recipes)
         return 0
     if verb in _OWN:
         return {"train": _train, "recipes": _recipes}[verb](rest)
-    split = split_words(rest, partial(verbs.check_option, verb), verbs.flags_of(verb), verbs.lists_of(verb))
-    return int(getattr(verbs.call(verb, *split), "exit_code", 0))
+    places, flags, pairs = split_words(
+        rest, partial(verbs.check_either, verb), verbs.flags_of(verb), verbs.lists_of(verb)
+    )
+    meant = verbs.of_run(verb, places)
+    for option in (*flags, *pairs):
+        verbs.check_option(meant, option)
+    return int(getattr(verbs.call(meant, places, flags, pairs), "exit_code", 0))
 
 
 def _train(words: list[str]) -> int:

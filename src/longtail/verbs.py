@@ -6,6 +6,7 @@ They are read from the source, not imported: torch takes seconds to load, and ``
 from __future__ import annotations
 
 import ast
+import glob
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -72,33 +73,32 @@ VERBS |= {
     f"export{DENSE}": Verb(
         "segmentation.export_run", "RUN", "a run's model as ONNX, torch.export or safetensors", "export_segmenter"
     ),
+    f"push{DENSE}": Verb(
+        "segmentation.export_run", "RUN OWNER/NAME", "a run's model and card to the Hugging Face hub", "push_segmenter"
+    ),
     f"compare{DENSE}": Verb(
         "segmentation.compare", "RUN RUN ...", "finished runs in one table, with paired differences", "compare_dense"
     ),
 }
 
 
-def of_run(name: str, words: Sequence[str]) -> str:
-    """Return the command that ``longtail NAME WORDS...`` means: that of segmentation where its run is of that kind.
+def of_run(name: str, places: Sequence[str]) -> str:
+    """Return the command that is meant by ``name``: that of segmentation where its run is of that kind.
 
-    Told by the files of the first word that names a folder, without a model being loaded.
+    ``places`` are the words without options; the first of them, or what it matches or names on the hub, is the run.
     """
-    if f"{name}{DENSE}" not in VERBS:
+    if f"{name}{DENSE}" not in VERBS or not places:
         return name
-    folders = (Path(word) for word in words if not word.startswith("--"))
-    first = next((folder for folder in folders if folder.is_dir()), None)
-    return f"{name}{DENSE}" if first is not None and _is_dense(first) else name
+    from longtail.deployment.run_records import is_dense
 
+    run = Path(places[0])
+    if not run.is_dir() and places[0].startswith("hf-hub:"):
+        from longtail.deployment.run_records import find_run
 
-def _is_dense(folder: Path) -> bool:
-    """Return whether a folder says of itself that it holds a run or a model of segmentation."""
-    for name, key in (("config.yaml", "task: segmentation"), ("model.json", '"task": "segmentation"')):
-        try:
-            text = (folder / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        return any(line.strip().rstrip(",") == key for line in text.splitlines())
-    return False
+        run = find_run(places[0])
+    elif not run.is_dir() and glob.has_magic(places[0]):
+        run = next((Path(path) for path in sorted(glob.glob(places[0], recursive=True)) if Path(path).is_dir()), run)
+    return f"{name}{DENSE}" if is_dense(run) else name
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def call(name: str, places: Sequence[str], flags: set[str], pairs: Mapping[str, 
 
 def check_option(name: str, option: str) -> None:
     """Raise unless the command ``name`` has ``option``."""
-    known = [item.name for item in parameters(name) if item.option]
+    known = _options(name)
     if option not in known and takes_train_options(name):
         from longtail.options import check_name
 
@@ -210,14 +210,29 @@ def check_option(name: str, option: str) -> None:
         raise unknown_name("option", f"--{option}", [f"--{other}" for other in (*known, "help")])
 
 
+def check_either(name: str, option: str) -> None:
+    """Raise unless the command ``name`` has ``option``, for whichever kind of run."""
+    if option not in _options(f"{name}{DENSE}"):
+        check_option(name, option)
+
+
+def _options(name: str) -> list[str]:
+    return [item.name for item in parameters(name) if item.option] if name in VERBS else []
+
+
 def flags_of(name: str) -> set[str]:
     """Return the options of the command ``name`` that take no value."""
-    return {item.name for item in parameters(name) if item.option and item.flag}
+    return {item.name for item in _of_either(name) if item.option and item.flag}
 
 
 def lists_of(name: str) -> set[str]:
     """Return the options of the command ``name`` that take all words up to the next option."""
-    return {item.name for item in parameters(name) if item.option and item.many}
+    return {item.name for item in _of_either(name) if item.option and item.many}
+
+
+def _of_either(name: str) -> list[Parameter]:
+    """Return the parameters of a command for both kinds of runs: words are split before it is known which is meant."""
+    return [item for kind in (name, f"{name}{DENSE}") if kind in VERBS for item in parameters(kind)]
 
 
 def usage(name: str) -> str:

@@ -17,9 +17,9 @@ from PIL import Image
 from longtail.errors import UserError
 from longtail.segmentation import predict as module
 from longtail.segmentation.mask_folder import mask_names
-from longtail.segmentation.models import PixelHead, Segmenter, build_pixel_encoder
+from longtail.segmentation.models import PixelHead, Segmenter, build_pixel_encoder, largest_at_size
 from longtail.segmentation.overlays import class_overlay
-from longtail.segmentation.predict import largest_at_size, predict_image, predict_masks
+from longtail.segmentation.predict import predict_image, predict_masks
 
 NAMES = ("ground", "pole", "image", "=sign")
 PALETTE = torch.tensor([[0, 0, 0], [250, 0, 0], [0, 200, 100], [9, 8, 7]], dtype=torch.uint8)

@@ -39,9 +39,7 @@ def push_to_hub(
         UserError: no model, no such name, no network, not logged in, or not allowed.
     """
     path, say = find_run(run), ProgressReporter(quiet)
-    name = repository.removeprefix(HUB)
-    if not HUB_NAME.fullmatch(name) or "@" in name:
-        raise UserError(f"{repository} is no repository of the hub, which is written owner/name.")
+    name = repository_name(repository)
     classifier = load_classifier(path)
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -50,3 +48,11 @@ def push_to_hub(
     say.say(f"{address}")
     say.say(f'longtail.load("{HUB}{name}") reads it, and longtail predict {HUB}{name} IMAGES.')
     return address
+
+
+def repository_name(repository: str) -> str:
+    """Return ``owner/name`` of a repository that is to be written, or raise :class:`UserError`."""
+    name = repository.removeprefix(HUB)
+    if not HUB_NAME.fullmatch(name) or "@" in name:
+        raise UserError(f"{repository} is no repository of the hub, which is written owner/name.")
+    return name

@@ -59,12 +59,16 @@ def find_run(run: str | Path) -> Path:
 
 
 def is_dense(run: Path) -> bool:
-    """Return whether a run folder, or a folder with its model alone, is one of segmentation; False where none is."""
-    if (run / "config.yaml").is_file():
-        return read_config(run).get("task") == "segmentation"
-    if not (run / "model.json").is_file():
+    """Return whether a run folder, or a folder with its model alone, is one of segmentation; False where none is.
+
+    What cannot be read is none either: whoever goes on with it says so.
+    """
+    try:
+        if (run / "config.yaml").is_file():
+            return read_config(run).get("task") == "segmentation"
+        spec = load_meta(run, "model").get("spec") if (run / "model.json").is_file() else None
+    except UserError:
         return False
-    spec = load_meta(run, "model").get("spec")
     return isinstance(spec, dict) and spec.get("task") == "segmentation"
 
 

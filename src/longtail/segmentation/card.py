@@ -12,7 +12,7 @@ from longtail.segmentation.models import Segmenter
 CARD_FILE = "README.md"
 
 
-def segmenter_card(run: Path, segmenter: Segmenter, format: str, preprocessing: bool) -> str:
+def segmenter_card(run: Path, segmenter: Segmenter, format: str, preprocessing: bool, place: str = ".") -> str:
     """Return the model card, Markdown, of the segmenter of the run in ``run``.
 
     Figures are there as far as the run's ``evaluation.json`` is.
@@ -22,6 +22,7 @@ def segmenter_card(run: Path, segmenter: Segmenter, format: str, preprocessing: 
         segmenter: the run's.
         format: of the export: onnx, torch, safetensors or card.
         preprocessing: whether the exported model takes uint8 images.
+        place: how the card says that the model is loaded.
     """
     figures = read_json(run / "evaluation.json") if (run / "evaluation.json").exists() else {}
     spec = segmenter.spec
@@ -48,7 +49,7 @@ def segmenter_card(run: Path, segmenter: Segmenter, format: str, preprocessing: 
         share, images = int(segmenter.class_counts[index]) / whole, int(segmenter.image_counts[index])
         iou = "" if ious[index] is None else f"{ious[index]:.1%}"
         lines.append(f"| {index} | {escape(name)} | {colour} | {share:.2%} | {images} | {iou} |")
-    lines += ["", "## Use", "", *_usage(segmenter, format, preprocessing), ""]
+    lines += ["", "## Use", "", *_usage(segmenter, format, preprocessing, place), ""]
     return "\n".join(lines)
 
 
@@ -71,7 +72,7 @@ def _figures(figures: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _usage(segmenter: Segmenter, format: str, preprocessing: bool) -> list[str]:
+def _usage(segmenter: Segmenter, format: str, preprocessing: bool, place: str) -> list[str]:
     size = "any size" if segmenter.size is None else f"brought to {segmenter.size[0]} x {segmenter.size[1]} pixels"
     takes = "uint8 in 0..255" if preprocessing else "float32, divided by 255, less the mean, over the deviation below"
     statistics = [
@@ -90,7 +91,7 @@ def _usage(segmenter: Segmenter, format: str, preprocessing: bool) -> list[str]:
     else:
         code = [
             "import longtail",
-            'model = longtail.load(".")',
+            f'model = longtail.load("{place}")',
             "classes = model.predict(images).argmax(1)  # uint8 [batch, 3, height, width]",
         ]
         takes = "uint8 in 0..255"

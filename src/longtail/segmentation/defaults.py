@@ -40,6 +40,17 @@ _NOT_HERE = {
     "loading.resize": "give --segmentation.resize HEIGHT,WIDTH",
     "loading.interpolation": "images are resized bilinearly, masks to the nearest pixel",
     "views.query": "queries are pixels of the classifier view, whose mask they need",
+    "group_edges": "groups are by shares: --segmentation.pixel_edges and --segmentation.image_edges",
+    "start.prompts": "texts are for images",
+    "source.profile": "classes lie side by side in an image",
+    "source.repeats": "hold images out with --source.test_share",
+    "source.fold": "hold images out with --source.test_share",
+    "source.path_column": "masks go with their images by their names",
+    "source.label_column": "masks go with their images by their names",
+    "source.split_column": "splits are folders",
+    "source.group_column": "give --source.group_pattern",
+    "source.labels": "a palette or classes.txt says what mask values mean",
+    "source.unknown_labels": "a palette or classes.txt says what mask values mean",
 }
 _TUNE = ("tune.kind", "tune.rank", "tune.prompts", "tune.lr_decay", "tune.encoder_lr")
 

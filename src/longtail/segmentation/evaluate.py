@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from longtail.config import replace_options
@@ -13,7 +12,6 @@ from longtail.errors import UserError
 from longtail.files import as_json, check_output, read_json, write_output
 from longtail.options import make_config, parse_values
 from longtail.segmentation.data.sources import load_masks
-from longtail.segmentation.defaults import check_test_view
 from longtail.segmentation.evaluation import (
     dense_summary,
     dense_warnings,
@@ -23,7 +21,7 @@ from longtail.segmentation.evaluation import (
 from longtail.segmentation.models import Segmenter
 from longtail.segmentation.report import write_dense_gallery, write_dense_report
 from longtail.segmentation.result import DenseResult
-from longtail.segmentation.run import read_masks, test_view
+from longtail.segmentation.run import read_masks, test_view, with_view
 from longtail.training.checkpoint import CheckpointFolder
 from longtail.training.devices import pick_device
 from longtail.training.progress import ProgressReporter
@@ -68,15 +66,8 @@ def evaluate_masks(
     check_has_model(path)
     config = make_config(parse_values(read_config(path), f"{path / 'config.yaml'}"))
     as_trained = config.segmentation
-    own = replace(
-        as_trained,
-        window=as_trained.window if window is None else [int(side) for side in window],
-        stride=as_trained.stride if stride is None else stride,
-        test_scales=as_trained.test_scales if scales is None else [float(scale) for scale in scales],
-        test_mirror=as_trained.test_mirror or mirror,
-    )
-    check_test_view(own)
-    config = replace(config, segmentation=own)
+    config = with_view(config, window, stride, scales, mirror)
+    own = config.segmentation
     state = CheckpointFolder(path / "resume").load_meta()
     if state is not None:
         check_config(path, state)
@@ -107,7 +98,10 @@ def evaluate_masks(
             "on masks with the same classes in the same order."
         )
     view = test_view(config)
-    evaluated = evaluate_segmenter(segmenter, test, pick_device(device), own, config.loading.workers, view)
+    known_images = read_json(path / "data.json").get("train_images") if (path / "data.json").exists() else None
+    evaluated = evaluate_segmenter(
+        segmenter, test, pick_device(device), own, config.loading.workers, view, known_images
+    )
     if data is None and own == as_trained:
         evaluated.figures["selection"] = _selection(path)
         write_dense_gallery(path, segmenter, evaluated, test, view)

@@ -38,10 +38,10 @@ from longtail.segmentation.metrics import (
     recall_of,
     regions_of,
 )
-from longtail.segmentation.models import Segmenter, TestView
+from longtail.segmentation.models import Segmenter, TestView, largest_at_size
 
-_BATCH_PIXELS = 2**20
-"""Pixels that go through the model at once: some small images, or one large one."""
+_BATCH_PIXELS, _BATCH_VALUES = 2**20, 2**26
+"""Pixels, and pixels times classes, that go through the model at once: some small images, or one large one."""
 _FEW_IMAGES = 30
 _MOST_CONFUSED = 200
 """Classes up to which the confusion of all of them is written: a matrix of 160 kB."""
@@ -70,7 +70,8 @@ def predictions_of(
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield (index, predictions int64, confidence, labels), each ``[H, W]`` on the CPU, of every image in order.
 
-    Images of one size that follow each other go through the model together.
+    Images of one size that follow each other go through the model together. Where images are brought to a size, the
+    probabilities are brought back (bilinear) to that of the mask, which is the truth as it was drawn.
 
     Raises:
         UserError: a file cannot be read.
@@ -81,13 +82,14 @@ def predictions_of(
 
     def looked_at() -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         probabilities = segmenter.predict(torch.stack([image for _, image, _ in held]).to(device), view=view)
-        confidence, predictions = (part.cpu() for part in probabilities.max(1))
-        for place, (index, _, labels) in enumerate(held):
-            yield index, predictions[place], confidence[place], labels
+        for (index, _, labels), found in zip(held, probabilities, strict=True):
+            confidence, predictions = largest_at_size(found, (labels.shape[0], labels.shape[1]))
+            yield index, predictions.cpu(), confidence.cpu(), labels
         held.clear()
 
-    for index, image, labels in whole_pairs(files, workers):
-        full = bool(held) and (len(held) + 1) * image[0].numel() > _BATCH_PIXELS
+    for index, image, labels in whole_pairs(files, workers, whole_masks=True):
+        size = (len(held) + 1) * image[0].numel()
+        full = bool(held) and (size > _BATCH_PIXELS or size * segmenter.num_classes > _BATCH_VALUES)
         if full or (held and held[0][1].shape != image.shape):
             yield from looked_at()
         held.append((index, image.clone(), labels.clone()))  # out of memory shared with a process
@@ -173,7 +175,7 @@ def evaluate_segmenter(
         "calibration": reliability.table(),
         "worst_class": {"name": names[worst], "iou": float(iou[worst])},
         "test_images": tests,
-        "inference": view.describe(),
+        "inference": _inference(view, files.size),
         "selection": "last",
     }
     if classes <= _MOST_CONFUSED:
@@ -198,14 +200,19 @@ def evaluate_segmenter(
 
 
 def quick_look(
-    segmenter: Segmenter, files: MaskFiles, device: torch.device, workers: int | None = None, of: str = "test"
+    segmenter: Segmenter,
+    files: MaskFiles,
+    device: torch.device,
+    workers: int | None = None,
+    of: str = "test",
+    view: TestView | None = None,
 ) -> dict[str, float]:
     """Return figures for the training curve, named after ``of`` (test or val): mean IoU and mean class recall.
 
     Every image goes through the model once, whole: as long as an evaluation without scales or windows.
     """
     confusion = torch.zeros(segmenter.num_classes, segmenter.num_classes, dtype=torch.int64)
-    for _, predictions, _, labels in predictions_of(segmenter, files, device, workers, TestView()):
+    for _, predictions, _, labels in predictions_of(segmenter, files, device, workers, view or TestView()):
         confusion += confusion_of(predictions, labels, segmenter.num_classes)
     regions = regions_of(confusion)
     found = {"miou": mean_iou(regions), "balanced_accuracy": recall_of(regions).nanmean()}
@@ -261,6 +268,11 @@ def dense_warnings(figures: dict[str, Any]) -> list[str]:
     if figures["test_images"] < _FEW_IMAGES:
         found.append(f"the test has {figures['test_images']} images: its figures may be far off, as the interval says.")
     return found
+
+
+def _inference(view: TestView, size: tuple[int, int] | None) -> str:
+    brought = "" if size is None else f", images brought to {size[0]} x {size[1]}, masks at their own size"
+    return view.describe() + brought
 
 
 def _listed(names: list[str], most: int = 8) -> str:

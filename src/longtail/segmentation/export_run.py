@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from longtail.deployment.export import default_folder, file_size
 from longtail.deployment.formats import ONNX_FILE, TORCH_FILE, need_onnx
+from longtail.deployment.push import repository_name
 from longtail.deployment.run_records import find_run
 from longtail.deployment.whole_folder import check_replaceable, whole_folder
 from longtail.errors import unknown_name
 from longtail.files import write_bytes
+from longtail.hub import HUB, push_folder
 from longtail.segmentation.card import CARD_FILE, segmenter_card
 from longtail.segmentation.export import write_segmenter_onnx, write_segmenter_torch
 from longtail.segmentation.result import load_segmenter
@@ -83,3 +86,40 @@ def export_segmenter(
 
 def _list(values: object) -> str:
     return json.dumps([round(float(value), 4) for value in values])  # type: ignore[attr-defined]
+
+
+def push_segmenter(
+    run: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    quiet: bool = False,
+) -> str:
+    """Upload the segmenter of a run with its card, for ``longtail.load("hf-hub:owner/name")`` to read.
+
+    Args:
+        run: the run's folder, or one that holds its model.safetensors and model.json alone.
+        repository: owner/name on the hub; made if need be.
+        private: a new repository is seen by its owners only.
+        token: of the hub; default: that of who is logged in (hf auth login), or HF_TOKEN.
+        quiet: print nothing.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        UserError: no model, no such name, no network, not logged in, or not allowed.
+    """
+    path, say = find_run(run), ProgressReporter(quiet)
+    name = repository_name(repository)
+    segmenter = load_segmenter(path)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        segmenter.save(folder)
+        card = segmenter_card(path, segmenter, "safetensors", False, f"{HUB}{name}")
+        write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
+        address = push_folder(folder, name, private, token)
+    say.say(f"{address}")
+    say.say(f'longtail.load("{HUB}{name}") reads it, and longtail predict {HUB}{name} IMAGES.')
+    return address

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL.Image import Resampling
 from torch import Tensor
 
@@ -23,7 +22,6 @@ from longtail.deployment.result_table import Column, ResultTable, Row
 from longtail.deployment.run_records import find_run
 from longtail.errors import UserError, counted, unknown_name
 from longtail.options import make_config, parse_values
-from longtail.segmentation.defaults import check_test_view
 from longtail.segmentation.mask_folder import (
     CLASSES,
     MASKS,
@@ -36,10 +34,10 @@ from longtail.segmentation.mask_folder import (
     mask_names,
     write_file,
 )
-from longtail.segmentation.models import Segmenter, TestView
+from longtail.segmentation.models import Segmenter, TestView, largest_at_size
 from longtail.segmentation.overlays import class_overlay, index_png, jpeg, picture
 from longtail.segmentation.result import load_segmenter
-from longtail.segmentation.run import test_view
+from longtail.segmentation.run import test_view, with_view
 from longtail.training.devices import pick_device
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import read_config
@@ -47,8 +45,6 @@ from longtail.training.run_folder import read_config
 _FIXED: dict[str, Column] = {"image": "text", "mask": "text", "confidence": "number"}
 _ERROR = "error"
 _WORDS = ("none", "uniform", "train")
-_MOST_VALUES = 2**24
-"""Probabilities that are enlarged at a time: 64 MiB, however many classes there are."""
 _AHEAD = 2
 
 
@@ -176,26 +172,6 @@ def predict_image(
     return labels.cpu(), float(best.float().mean())
 
 
-def largest_at_size(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the largest of ``probabilities [C, h, w]`` in each pixel at another size, and its class: ``[H, W]`` each.
-
-    As ``interpolate(probabilities, size, mode="bilinear").max(0)``, a few classes at a time: all of them at the size of
-    a photograph would not fit into memory. Of equals the first class wins.
-    """
-    if tuple(probabilities.shape[1:]) == size:
-        best, labels = probabilities.max(0)
-        return best, labels
-    together = max(1, _MOST_VALUES // (size[0] * size[1]))
-    best = torch.full(size, -1.0, dtype=probabilities.dtype, device=probabilities.device)
-    labels = torch.zeros(size, dtype=torch.int64, device=probabilities.device)
-    for start in range(0, len(probabilities), together):
-        part = probabilities[None, start : start + together]
-        value, label = F.interpolate(part, size, mode="bilinear", align_corners=False)[0].max(0)
-        higher = value > best
-        best, labels = torch.where(higher, value, best), torch.where(higher, label + start, labels)
-    return best, labels
-
-
 def resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Return ``image`` (uint8 ``[3, H, W]``) at another height and width, as training reads images."""
     assert size is not None
@@ -235,16 +211,7 @@ def _view(
     """Return how images are looked at: as the run was tested, as far as that is known here, but for what is given."""
     there = (run / "config.yaml").exists()
     config = make_config(parse_values(read_config(run), str(run / "config.yaml"))) if there else TrainConfig()
-    stated = config.segmentation
-    own = replace(
-        stated,
-        window=stated.window if window is None else list(window),
-        stride=stated.stride if stride is None else stride,
-        test_scales=stated.test_scales if scales is None else list(scales),
-        test_mirror=stated.test_mirror or mirror,
-    )
-    check_test_view(own)
-    return test_view(replace(config, segmentation=own))
+    return test_view(with_view(config, window, stride, scales, mirror))
 
 
 def _prior(prior: str, segmenter: Segmenter) -> Tensor | None:

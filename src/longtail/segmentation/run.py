@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from longtail.files import write_json
 from longtail.methods.base import Stage
 from longtail.segmentation.data.loading import MaskLoader
 from longtail.segmentation.data.mask_set import MaskSplits
+from longtail.segmentation.data.shown import seen_more_often, shown_pixels
 from longtail.segmentation.data.sources import load_masks
 from longtail.segmentation.defaults import (
+    check_test_view,
     choose_dense_weights,
     describe_dense,
     geometry_of,
@@ -65,6 +68,30 @@ def test_view(config: TrainConfig) -> TestView:
     own = config.segmentation
     window = None if own.window is None else (own.window[0], own.window[1])
     return TestView(window, own.stride, tuple(own.test_scales), own.test_mirror)
+
+
+def with_view(
+    config: TrainConfig,
+    window: Sequence[int] | None,
+    stride: float | None,
+    scales: Sequence[float] | None,
+    mirror: bool,
+) -> TrainConfig:
+    """Return a run's options, tested otherwise as far as something is given.
+
+    Raises:
+        UserError: a value that cannot be meant.
+    """
+    stated = config.segmentation
+    own = replace(
+        stated,
+        window=stated.window if window is None else list(window),
+        stride=stated.stride if stride is None else stride,
+        test_scales=stated.test_scales if scales is None else list(scales),
+        test_mirror=stated.test_mirror or mirror,
+    )
+    check_test_view(own)
+    return replace(config, segmentation=own)
 
 
 def train_dense(
@@ -178,6 +205,8 @@ def run_dense_stages(
         UserError: a checkpoint does not fit.
     """
     device, workers = torch.device(config.device), config.loading.workers
+    # Epochs are looked at through the test's windows, which memory may need, but once: scales and mirror cost time.
+    look_view = replace(test_view(config), scales=(1.0,), mirror=False)
     stages = get_dense_method(config.method).stages(config, config.method)
     checkpoints = CheckpointFolder(folder.path / "resume")
     identity = run_identity(config, splits, folder.path, stages)
@@ -193,6 +222,8 @@ def run_dense_stages(
     plan = [PlannedStage(stage.name, stage.epochs, get_dense_method(stage.method).passes) for stage in stages]
     progress.plan(str(folder.path), folder.path / "report.html", plan)
     mean, std = tuple(resolved(config.source.mean)), tuple(resolved(config.source.std))
+    shown, held = shown_pixels(splits.train, geometry_of(config), config.seed)
+    seen = seen_more_often(shown, held)
     finished: dict[str, Segmenter] = {}
     evaluation: dict[str, Any] = {}
     with StopRequest() as stop:
@@ -202,7 +233,7 @@ def run_dense_stages(
                 finished[stage.name] = Segmenter.load(target)
                 continue
             previous = _previous(stage, finished, folder.path, restored is not None)
-            context = DenseContext(config, stage, splits.train, mean, std, previous, restored is not None)
+            context = DenseContext(config, stage, splits.train, mean, std, previous, restored is not None, shown, seen)
             job = StageJob(
                 config=config,
                 stage=stage,
@@ -214,10 +245,12 @@ def run_dense_stages(
                 log=log,
                 progress=progress,
                 stop=stop,
-                look=partial(_look, files=splits.test, device=device, workers=workers, of="test"),
+                look=partial(quick_look, files=splits.test, view=look_view, device=device, workers=workers, of="test"),
                 validate=None
                 if splits.validation is None
-                else partial(_look, files=splits.validation, device=device, workers=workers, of="val"),
+                else partial(
+                    quick_look, files=splits.validation, view=look_view, device=device, workers=workers, of="val"
+                ),
                 identity=identity,
                 figure="val_miou",
             )
@@ -236,7 +269,9 @@ def run_dense_stages(
             segmenter = finished[stage.name] = Segmenter.load(target)
             progress.note(f"evaluating {stage.name}")
             view = test_view(config)
-            evaluated = evaluate_segmenter(segmenter, splits.test, device, config.segmentation, workers, view)
+            evaluated = evaluate_segmenter(
+                segmenter, splits.test, device, config.segmentation, workers, view, len(splits.train)
+            )
             evaluated.figures["selection"] = run.best.record if run.best is not None else "last"
             if stage is stages[-1]:
                 write_dense_gallery(target, segmenter, evaluated, splits.test, view)
@@ -264,10 +299,6 @@ def build_mask_loader(method: DenseMethod, seed: int, context: DenseContext, dev
         fetched=method.fetched_views,
         resident=bool(config.loading.resident),
     )
-
-
-def _look(segmenter: Segmenter, files: Any, device: torch.device, workers: int | None, of: str) -> dict[str, float]:
-    return quick_look(segmenter, files, device, workers, of=of)
 
 
 def _previous(stage: Stage, finished: dict[str, Segmenter], folder: Path, resumed: bool) -> Segmenter | None:

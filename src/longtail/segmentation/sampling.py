@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.keyed import keyed_bits
-from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
+from longtail.segmentation.data.mask_set import IGNORE
 
 
 def labels_at(labels: Tensor, stride: int) -> Tensor:
@@ -74,21 +74,27 @@ def pixels_at(maps: Tensor, flat: Tensor) -> Tensor:
     return maps.flatten(2)[flat // size, :, flat % size]
 
 
-def drawn_counts(files: MaskFiles, per_class: int, stride: int) -> Tensor:
-    """Return about how many pixels of each class :func:`sample_pixels` draws in an epoch, float32 ``[C]``.
+def drawn_counts(pixels: Tensor, per_class: int, stride: int, an_image: float) -> Tensor:
+    """Return about how many pixels of each class :func:`sample_pixels` draws from images or crops, float32 ``[C]``.
 
     What is drawn evenly from (image, class) pairs is far from the shares of the pixels, and a likelihood under a class
-    prior must be told the one that its samples follow. Crops and the budget are left out of account.
+    prior must be told the one that its samples follow. Pairs are served in turn until the budget of a batch is spent,
+    so each gives what it has up to some level; that level is the same for all here, as if every batch were the average
+    one.
 
     Args:
-        files: the training set.
+        pixels: ``[M, C]``, pixels of each class in each crop.
         per_class: as given to ``sample_pixels``.
         stride: pixels of the image a cell of the map, along one side.
+        an_image: the budget of a batch over its images.
     """
-    cells = files.pixels.double() / stride**2
-    if files.size is not None:
-        cells *= (files.size[0] * files.size[1] / files.sizes.double().prod(1))[:, None]
-    return cells.clamp(max=per_class).sum(0).float()
+    cells = pixels.double() / stride**2
+    low, high = 0.0, float(per_class)
+    if float(cells.clamp(max=high).sum(1).mean()) > an_image:
+        for _ in range(60):
+            level = (low + high) / 2
+            low, high = (level, high) if float(cells.clamp(max=level).sum(1).mean()) < an_image else (low, level)
+    return cells.clamp(max=high).sum(0).float()
 
 
 def capped_counts(counts: Tensor, share: float) -> Tensor:

@@ -176,8 +176,25 @@ def cut(
     """
     pixels = np.empty((*size, 3), dtype=np.uint8)
     pixels[...] = np.asarray(fill, dtype=np.uint8)
+    shown, (rows, columns) = _places(crop, size)
+    _resized_box(image, crop.resized, shown, pixels[rows, columns])
+    return (pixels[:, ::-1] if crop.mirrored else pixels), cut_labels(labels, crop, size)
+
+
+def cut_labels(labels: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
+    """Return one crop of a mask alone, as :func:`cut` does: int16 ``[h, w]`` of labels ``[H, W]``."""
     truth = labels.new_full(size, IGNORE)
-    # What the crop shows of the resized image, and where that lies in the crop.
+    shown, (rows, columns) = _places(crop, size)
+    down, across = (
+        (2 * torch.arange(first, last) + 1) * before // (2 * after)
+        for (first, last), before, after in zip(shown, labels.shape, crop.resized, strict=True)
+    )
+    truth[rows, columns] = labels[down[:, None], across]
+    return truth.flip(1) if crop.mirrored else truth
+
+
+def _places(crop: Crop, size: tuple[int, int]) -> tuple[list[tuple[int, int]], tuple[slice, slice]]:
+    """Return what a crop shows of the resized image, rows and columns, and where that lies in the crop."""
     shown = [
         (max(0, start), min(start + side, whole_side))
         for start, side, whole_side in zip((crop.top, crop.left), size, crop.resized, strict=True)
@@ -185,15 +202,7 @@ def cut(
     rows, columns = (
         slice(first - start, last - start) for (first, last), start in zip(shown, (crop.top, crop.left), strict=True)
     )
-    _resized_box(image, crop.resized, shown, pixels[rows, columns])
-    down, across = (
-        (2 * torch.arange(first, last) + 1) * before // (2 * after)
-        for (first, last), before, after in zip(shown, labels.shape, crop.resized, strict=True)
-    )
-    truth[rows, columns] = labels[down[:, None], across]
-    if crop.mirrored:
-        return pixels[:, ::-1], truth.flip(1)
-    return pixels, truth
+    return shown, (rows, columns)
 
 
 def _resized_box(image: Tensor, resized: tuple[int, int], shown: list[tuple[int, int]], out: NDArray[np.uint8]) -> None:

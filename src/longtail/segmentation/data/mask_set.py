@@ -63,6 +63,13 @@ class MaskFiles:
         return self.pixels.sum(0)
 
     @property
+    def read_pixels(self) -> Tensor:
+        """Pixels of each class in each image as it is read, float64 ``[N, C]``: at ``size``, if that is set."""
+        if self.size is None:
+            return self.pixels.double()
+        return self.pixels * (self.size[0] * self.size[1] / self.sizes.double().prod(1))[:, None]
+
+    @property
     def image_counts(self) -> Tensor:
         """Images that hold each class, int64 ``[C]``."""
         return (self.pixels > 0).sum(0)

@@ -12,10 +12,11 @@ from longtail.errors import UserError
 from longtail.segmentation.data.mask_set import MaskFiles
 
 
-def read_pair(files: MaskFiles, index: int) -> tuple[Tensor, Tensor]:
+def read_pair(files: MaskFiles, index: int, whole_mask: bool = False) -> tuple[Tensor, Tensor]:
     """Return the image, uint8 ``[3, H, W]``, and its labels, int16 ``[H, W]``, at ``files.size`` if that is set.
 
-    The image is resized with antialiasing (bilinear), the mask to the nearest pixel.
+    The image is resized with antialiasing (bilinear), the mask to the nearest pixel; with ``whole_mask`` the mask stays
+    at its own size, as truth to compare with.
 
     Raises:
         UserError: a file cannot be read, the mask has another size than its image, or holds what is no class.
@@ -36,7 +37,7 @@ def read_pair(files: MaskFiles, index: int) -> tuple[Tensor, Tensor]:
         )
     if files.size is not None and files.size != (height, width):
         image = image.resize(files.size[::-1], Resampling.BILINEAR)
-        labels = nearest(labels, files.size)
+        labels = labels if whole_mask else nearest(labels, files.size)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), labels
 
 

@@ -17,26 +17,29 @@ from longtail.segmentation.data.reading import read_pair
 class _Pairs(Dataset[Any]):
     """Item (index, any): the pair at that index, or the sentence that says why there is none."""
 
-    def __init__(self, files: MaskFiles) -> None:
-        self.files = files
+    def __init__(self, files: MaskFiles, whole_masks: bool) -> None:
+        self.files, self.whole_masks = files, whole_masks
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | str:
         try:
-            return read_pair(self.files, place[0])
+            return read_pair(self.files, place[0], self.whole_masks)
         except UserError as error:
             return str(error)
 
 
-def whole_pairs(files: MaskFiles, workers: int = 0, prefetch: int = 4) -> Iterator[tuple[int, Tensor, Tensor]]:
+def whole_pairs(
+    files: MaskFiles, workers: int = 0, prefetch: int = 4, whole_masks: bool = False
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (index, image uint8 ``[3, H, W]``, labels int16 ``[H, W]``) of every file, in order.
 
-    Sizes may differ from image to image. With ``workers`` (0 = none) processes decode, each ``prefetch`` images ahead;
-    an image then lies in memory shared with its process: who keeps many of them must copy them.
+    Sizes may differ from image to image; with ``whole_masks`` masks stay at their own size, whatever ``files.size`` is.
+    With ``workers`` (0 = none) processes decode, each ``prefetch`` images ahead; an image then lies in memory shared
+    with its process: who keeps many of them must copy them.
 
     Raises:
         UserError: a file cannot be read.
     """
     places = [(index, index + 1) for index in range(len(files))]
-    pairs = stream(_Pairs(files), places, min(workers, len(places)), prefetch, advice="use fewer workers")
+    pairs = stream(_Pairs(files, whole_masks), places, min(workers, len(places)), prefetch, advice="use fewer workers")
     for index, (image, labels) in enumerate(pairs):
         yield index, image, labels

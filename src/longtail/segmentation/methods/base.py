@@ -43,6 +43,8 @@ class DenseContext:
         mean, std: pixel statistics, for the segmenter that is deployed.
         previous: the segmenter of the stage named by ``stage.takes``.
         resumed: whether a saved state will replace all that is built, so that initial weights need not be loaded.
+        shown: int64 ``[M, C]``, pixels of each class in some training crops; None = crops are as the images are.
+        seen: float64 ``[C]``, how many times its share of the pixels each class has in crops; None = 1 for all.
     """
 
     config: TrainConfig
@@ -52,6 +54,8 @@ class DenseContext:
     std: tuple[float, ...]
     previous: Segmenter | None = None
     resumed: bool = False
+    shown: Tensor | None = None
+    seen: Tensor | None = None
 
     @property
     def of_run(self) -> bool:
@@ -70,9 +74,16 @@ class DenseContext:
 
     @property
     def counts(self) -> Tensor:
-        """What the class prior and the class weights of the losses go by, int64 ``[C]``: pixels, or images."""
-        by_images = self.config.segmentation.prior == "images"
-        return self.train.image_counts if by_images else self.train.class_counts
+        """What the class prior and the class weights of the losses go by, int64 ``[C]``: pixels, or images.
+
+        Pixels as crops show them: a class that crops are laid around is seen more often than its pixels say.
+        """
+        if self.config.segmentation.prior == "images":
+            return self.train.image_counts
+        counts = self.train.class_counts
+        if self.seen is None:
+            return counts
+        return torch.where(counts > 0, (counts * self.seen).round().long().clamp(min=1), 0)
 
     def class_weights(self) -> Tensor | None:
         """Return the weight of each class in the loss, float32 ``[C]``, or None if all weigh alike."""
@@ -104,11 +115,14 @@ class DenseContext:
         """Wrap what was trained with ``prior_strength`` times the log of the shares of ``counts`` added to its logits.
 
         The prior that the raw softmax implies is over pixels, whatever was counted for the loss (see
-        ``longtail.methods.base.implied_prior``). Crops in favour of rare classes are left out of account.
+        ``longtail.methods.base.implied_prior``), as crops show them.
         """
         own, train = self.config.segmentation, self.train
-        seen = None if class_weights is None else class_weights.detach().cpu().double()
-        adjusted = None if own.prior == "pixels" else self.counts
+        seen = self.seen
+        if class_weights is not None:
+            weights = class_weights.detach().cpu().double()
+            seen = weights if seen is None else seen * weights
+        adjusted = None if own.prior == "pixels" and self.seen is None else self.counts
         spec: dict[str, Any] = {
             "task": "segmentation",
             "encoder": self.stage.backbone,

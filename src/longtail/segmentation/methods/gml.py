@@ -43,7 +43,8 @@ class GML(LogitAdjustment):
 
     Queries are drawn evenly from (image, class) pairs. The prior of the contrast is therefore that of the pixels drawn
     (``drawn_counts``), not the classifier's: what maximises the mutual information of features and labels is the
-    likelihood of the labels under the prior that they are drawn by. It also makes the bits in ``readings`` a bound.
+    likelihood of the labels under the prior that they are drawn by. That is estimated, and so the bits in ``readings``
+    are a bound but for the estimate's error.
     """
 
     # The classifier view forward and backward; of the teacher forward only, about a third.
@@ -73,7 +74,7 @@ class GML(LogitAdjustment):
         queue = config.queue
         self.queue = ClassQueue(slots, resolved(queue.capacity), key_dim, resolved(queue.min_per_class))
         self.contrast_loss = GMLLoss(
-            drawn_counts(train, own.queries_per_class, stride_of(self.encoder)),
+            self._drawn_counts(),
             temperature=resolved(loss.temperature),
             learn_temperature=loss.learn_temperature,
             prior_strength=loss.prior_strength,
@@ -83,6 +84,18 @@ class GML(LogitAdjustment):
         )
         self.distillation_loss = DistillationLoss(loss.distillation_temperature)
         self.seed = derive_seed(config.seed, context.stage.name)
+
+    def _drawn_counts(self) -> Tensor:
+        """Return about how many queries of each class are drawn, float32 ``[C]``; above 0 where a class has a pixel."""
+        own, train = self.context.config.segmentation, self.context.train
+        an_image = own.queries / resolved(self.context.config.batch_size)
+        rule = own.queries_per_class, stride_of(self.encoder), an_image
+        whole = drawn_counts(train.read_pixels, *rule)
+        if self.context.shown is None:
+            return whole
+        found = drawn_counts(self.context.shown, *rule)
+        # A class so rare that none of the crops looked at showed it keeps its place by what the images hold.
+        return torch.where(found > 0, found, whole * (found.sum() / whole.sum().clamp(min=1e-30)))
 
     def _build_teacher(self) -> FrozenTeacher | MomentumTeacher:
         teacher, previous = self.context.config.teacher, self.context.previous
@@ -142,7 +155,8 @@ class GML(LogitAdjustment):
     @torch.no_grad()
     def update_memory(self, batch: DenseBatch) -> None:
         """Enqueue the teacher's features of some pixels of the key view; a momentum teacher first follows."""
-        if isinstance(self.teacher, MomentumTeacher):
+        asked = self.contrasts or self.context.config.loss.distillation_weight
+        if isinstance(self.teacher, MomentumTeacher) and asked:
             self.teacher.update(self.encoder, self.head)
         if self.contrasts:
             self.queue.enqueue(*self._keys(batch))
@@ -176,6 +190,7 @@ class GML(LogitAdjustment):
         )
         keys = filled_keys(self.queue)
         if min(len(places), len(keys.ids)) < 2:  # too few for the projections' batch statistics
+            self.contrast_loss.information = torch.full((), torch.nan, device=maps.device)
             return wide(maps).sum() * 0.0
         loss: Tensor = self.contrast_loss(
             self.query_projection(pixels_at(maps, places)),

@@ -51,6 +51,6 @@ def group_iou(iou: Tensor, groups: Sequence[str]) -> dict[str, GroupIoU]:
 
 
 def rarest_classes(class_counts: Tensor, test_pixels: Tensor, number: int = RAREST) -> list[int]:
-    """Return the classes of fewest training pixels among those that the test holds, rarest first."""
+    """Return the classes of fewest training pixels, but some, among those that the test holds, rarest first."""
     order = torch.argsort(class_counts, stable=True).tolist()
-    return [label for label in order if int(test_pixels[label])][:number]
+    return [label for label in order if int(test_pixels[label]) and int(class_counts[label])][:number]

@@ -13,6 +13,10 @@ from torch import Tensor
 _WINDOWS_A_BATCH = 8
 
 
+_MOST_VALUES = 2**24
+"""Probabilities that are enlarged at a time: 64 MiB, however many classes there are."""
+
+
 @dataclass(frozen=True)
 class TestView:
     """Whole images once, unless it says otherwise. Probabilities of all that is looked at are averaged.
@@ -121,3 +125,23 @@ def _side(side: int, scale: float) -> int:
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def largest_at_size(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the largest of ``probabilities [C, h, w]`` in each pixel at another size, and its class: ``[H, W]`` each.
+
+    As ``interpolate(probabilities, size, mode="bilinear").max(0)``, a few classes at a time: all of them at the size of
+    a photograph would not fit into memory. Of equals the first class wins.
+    """
+    if tuple(probabilities.shape[1:]) == size:
+        best, labels = probabilities.max(0)
+        return best, labels
+    together = max(1, _MOST_VALUES // (size[0] * size[1]))
+    best = torch.full(size, -1.0, dtype=probabilities.dtype, device=probabilities.device)
+    labels = torch.zeros(size, dtype=torch.int64, device=probabilities.device)
+    for start in range(0, len(probabilities), together):
+        part = probabilities[None, start : start + together]
+        value, label = F.interpolate(part, size, mode="bilinear", align_corners=False)[0].max(0)
+        higher = value > best
+        best, labels = torch.where(higher, value, best), torch.where(higher, label + start, labels)
+    return best, labels

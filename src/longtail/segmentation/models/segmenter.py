@@ -21,6 +21,8 @@ from longtail.segmentation.models.pixel_encoder import build_pixel_encoder
 
 _STEM = "model"
 _TASK = "segmentation"
+NEVER = -1e4
+"""Logit of a class that cannot be predicted: finite, as half precision and exported files need it."""
 
 
 class Segmenter(nn.Module):
@@ -92,8 +94,12 @@ class Segmenter(nn.Module):
         return len(self.class_names)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``[B, C, H, W]`` of normalised images ``[B, in_channels, H, W]`` of any size."""
+        """Return logits ``[B, C, H, W]`` of normalised images ``[B, in_channels, H, W]`` of any size.
+
+        A class that had no training pixel has ``NEVER``: nothing has taught the head where it is not.
+        """
         logits = self.head(self.encoder(images))
+        logits = logits.masked_fill((self.class_counts == 0).view(1, -1, 1, 1), NEVER)
         return to_image(logits, images.shape[2:], int(self.encoder.stride))  # type: ignore[arg-type]
 
     def preprocess(self, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from longtail.files import write_json
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.data.reading import read_pair
+from longtail.segmentation.metrics import rarest_classes
 from longtail.segmentation.overlays import class_overlay, error_map, hex_colour, picture
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def write_dense_gallery(
         UserError: an image or mask can no longer be read.
     """
     per_image = evaluation.per_image
-    chosen = {label: choose_images(per_image, label) for label in rarest_tested(segmenter.class_counts, per_image)}
+    chosen = {
+        label: choose_images(per_image, label)
+        for label in rarest_classes(segmenter.class_counts.cpu(), per_image[:, 2].sum(0).cpu(), MOST_CLASSES)
+    }
     most_bytes = MOST_BYTES // max(1, len(_KINDS) * sum(len(images) for images in chosen.values()))
     entries: dict[tuple[int, int], dict[str, Any]] = {}
     palette = segmenter.palette.cpu()
@@ -93,22 +97,10 @@ def write_dense_gallery(
     write_json(folder / "gallery.json", record)
 
 
-def rarest_tested(class_counts: Tensor, per_image: Tensor) -> list[int]:
-    """Return the classes to show, rarest first: those with fewest training pixels of those with test pixels.
-
-    Args:
-        class_counts: training pixels of each class, ``[C]``.
-        per_image: ``[N, 3, C]``, pixels of each class that are right, predicted and true in each test image.
-    """
-    tested = per_image[:, 2].sum(0).cpu() > 0
-    order = class_counts.cpu().argsort(stable=True).tolist()
-    return [label for label in order if tested[label]][:MOST_CLASSES]
-
-
 def choose_images(per_image: Tensor, label: int) -> dict[int, list[str]]:
     """Return the images (by position) to show of class ``label``, and why each is; the first of equals.
 
-    ``per_image`` is as for :func:`rarest_tested`.
+    ``per_image`` holds pixels that are right, predicted and true, int64 ``[N, 3, C]``.
     """
     true, hit = per_image[:, 2, label].cpu(), per_image[:, 0, label].cpu()
     missed = true - hit
