@@ -201,6 +201,8 @@ def test_a_folder_of_ones_own_learns_its_classes(desk):
         (["--teacher.kind", "pretrained"], ["--teacher.kind pretrained"]),
         (["--batch_size", "1"], ["--batch_size"]),
         (["--sampler", "class_balanced"], ["--sampler", "rare_crops"]),
+        (["--group_edges", "[5,2]"], ["--group_edges", "pixel_edges"]),
+        (["--source.label_column", "x"], ["--source.label_column"]),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(work, words, naming):
@@ -229,6 +231,36 @@ def test_what_holds_no_masks_is_told(desk, make_photos):
     make_photos(desk.folder / "photos", {"cat": 3, "dog": 3})
     desk.refuse("train", "photos", *SMALL, "--out", "out", naming=["photos"])
     desk.refuse("train", "nowhere", *SMALL, "--out", "out", naming=["nowhere"])
+
+
+def test_the_run_that_is_named_decides_not_the_first_folder(work):
+    (work.folder / "taken").mkdir()
+    image = next((work.folder / "ade/images/validation").iterdir())
+    work.run("predict", "--out", "said", "run", image)
+    work.run("predict", "--out", "said", "--overwrite", "run", image)
+    assert (work.folder / "said/classes.csv").exists()
+    work.refuse("export", "--out", "taken/..", "--format", "card", "run", naming=["taken/.."])
+    work.run("export", "--out", "taken/card", "--format", "card", "run")
+    shutil.copytree("run", "run-b")
+    out, _ = work.run("compare", "run*")
+    assert "mean IoU" in out
+    work.refuse("predict", "run", image, "--crops", "5", "--out", "b", naming=["--crops"])
+
+
+def test_a_class_without_a_training_pixel_is_never_predicted(work):
+    model = longtail.load("run")
+    absent = model.class_counts == 0
+    assert int(absent.sum()) > 100
+    images = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
+    assert float(model.predict(images)[0, absent].max()) < 1e-6
+
+
+def test_masks_are_scored_at_their_own_size(work):
+    words = ["train", "ade", *SMALL, "--method", "cross_entropy", "--segmentation.resize", "[12,16]", "--out", "small"]
+    work.run(*words)
+    whole, small = (read_json(work.folder / name / "evaluation.json") for name in ("run", "small"))
+    assert whole["test_pixels"] == small["test_pixels"]
+    assert "12 x 16" in small["inference"]
 
 
 def test_export_as_files_for_other_programs(work):

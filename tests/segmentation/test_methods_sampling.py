@@ -127,10 +127,23 @@ def test_drawn_counts_are_what_is_drawn():
     small = labels_at(masks, 4)
     _, labels, _ = sample_pixels(small, torch.arange(len(small)), small.numel(), 20, seed=0)
     wanted = torch.bincount(labels, minlength=4).float()
-    assert torch.equal(drawn_counts(files_of(masks), 20, 4), wanted)
+    files = files_of(masks)
+    assert torch.equal(drawn_counts(files.read_pixels, 20, 4, 1e9), wanted)
     # Brought to half the size, a cell covers four times as much of the image.
-    halved = drawn_counts(files_of(masks, size=(32, 32)), 1000, 4)
-    assert torch.equal(halved, files_of(masks).pixels.sum(0) / 64)
+    halved = drawn_counts(files_of(masks, size=(32, 32)).read_pixels, 1000, 4, 1e9)
+    assert torch.equal(halved, files.pixels.sum(0) / 64)
+
+
+def test_drawn_counts_know_the_budget():
+    """Seven classes of 100 cells and one of 4: with six cells for each, the small one is drawn nearly as often."""
+    labels = torch.arange(8)[:, None].repeat(1, 100)[None].clone()
+    labels[0, 7, 4:] = -1
+    pixels = torch.bincount(labels[labels >= 0], minlength=8)[None]
+    _, drawn, _ = sample_pixels(labels, torch.tensor([5]), 46, 50, seed=0)
+    found = torch.bincount(drawn, minlength=8).float()
+    assert found.tolist() == [6.0] * 7 + [4.0]
+    assert torch.allclose(drawn_counts(pixels, 50, 1, 46), found, atol=1e-3)
+    assert drawn_counts(pixels, 50, 1, 1e9).tolist() == [50.0] * 7 + [4.0]
 
 
 def slowly_capped(counts, share):

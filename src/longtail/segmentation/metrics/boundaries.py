@@ -44,15 +44,15 @@ def boundary_f_scores(predictions: Tensor, labels: Tensor, num_classes: int, tol
             (outline & (map_ == label)).float()
             for outline, map_ in zip(outlines, (predictions, labels.long()), strict=True)
         )
-        rows, columns = _box((given + true) > 0, tolerance)
-        given, true = given[rows, columns], true[rows, columns]
-        near_given, near_true = _grown(given, tolerance), _grown(true, tolerance)
         whole_given, whole_true = float(given.sum()), float(true.sum())
         if not whole_given and not whole_true:
             # No outline on either side: a class that fills all that counts, or that only one side has.
             both = bool((predictions == label).any()) and bool((labels == label).any())
             scores[label] = 1.0 if both else 0.0
             continue
+        rows, columns = _box((given + true) > 0, tolerance)
+        given, true = given[rows, columns], true[rows, columns]
+        near_given, near_true = _grown(given, tolerance), _grown(true, tolerance)
         precision = float((given * near_true).sum()) / whole_given if whole_given else 0.0
         recall = float((true * near_given).sum()) / whole_true if whole_true else 0.0
         scores[label] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
