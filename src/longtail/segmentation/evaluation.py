@@ -18,7 +18,7 @@ from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
 from longtail.metrics import GROUPS
 from longtail.option_groups import SegmentationOptions
-from longtail.segmentation.data.mask_set import MaskFiles
+from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.data.whole import whole_pairs
 from longtail.segmentation.metrics import (
     PixelReliability,
@@ -74,7 +74,7 @@ def predictions_of(
     probabilities are brought back (bilinear) to that of the mask, which is the truth as it was drawn.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or the model's output for one is not finite.
     """
     segmenter = segmenter.to(device)
     workers = default_workers(device) if workers is None else workers
@@ -84,6 +84,11 @@ def predictions_of(
         probabilities = segmenter.predict(torch.stack([image for _, image, _ in held]).to(device), view=view)
         for (index, _, labels), found in zip(held, probabilities, strict=True):
             confidence, predictions = largest_at_size(found, (labels.shape[0], labels.shape[1]))
+            if not bool((confidence >= 0).all()):  # neither NaN nor the -1 that no number was larger than
+                raise UserError(
+                    f"the model's output for {files.image_path(index)} is not finite: its training diverged; train "
+                    "again with a lower --optimiser.lr."
+                )
             yield index, predictions.cpu(), confidence.cpu(), labels
         held.clear()
 
@@ -118,7 +123,7 @@ def evaluate_segmenter(
         train_images: all training images; None = as many as hold the most frequent class.
 
     Raises:
-        UserError: there is no pixel to test on, or a file cannot be read.
+        UserError: there is no pixel to test on, a file cannot be read, or the model's output is not finite.
     """
     view = view or TestView()
     classes, tests = segmenter.num_classes, len(files)
@@ -126,6 +131,7 @@ def evaluate_segmenter(
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     outlines = torch.zeros(2, classes, dtype=torch.float64)  # sum of scores, images
     reliability, tolerances = PixelReliability(), list[int]()
+    by_class: dict[int, PixelReliability] = {}
     for index, predictions, confidence, labels in predictions_of(segmenter, files, device, workers, view):
         one = confusion_of(predictions, labels, classes)
         confusion += one
@@ -134,6 +140,10 @@ def evaluate_segmenter(
         scores = boundary_f_scores(predictions, labels, classes, tolerances[-1])
         outlines += torch.stack([scores.nan_to_num(), (~scores.isnan()).double()])
         reliability.see(confidence, predictions, labels)
+        # Gathered for every class: which are the rarest of the test is known only after the last mask.
+        for label in torch.unique(labels[labels != IGNORE]).tolist():
+            own = labels == label
+            by_class.setdefault(label, PixelReliability()).see(confidence[own], predictions[own], labels[own])
     regions = regions_of(confusion)
     if not int(regions[2].sum()):
         raise UserError(
@@ -165,6 +175,7 @@ def evaluate_segmenter(
             "classes": [names[label] for label in rarest],
             "miou": float(mean_iou(regions, torch.tensor(rarest))),
             "interval": bootstrap_miou(per_image, rarest),
+            "ece": _pooled([by_class[label] for label in rarest]).error(),
         },
         "fw_iou": frequency_weighted_iou(regions),
         "pixel_accuracy": pixel_accuracy(regions),
@@ -184,6 +195,7 @@ def evaluate_segmenter(
         {
             "name": names[label],
             "train_pixels": int(counts[label]),
+            "train_pixel_share": int(counts[label]) / max(int(counts.sum()), 1),
             "train_images": int(images[label]),
             "group_by_pixels": by_pixels[label],
             "group_by_images": by_images[label],
@@ -273,6 +285,14 @@ def dense_warnings(figures: dict[str, Any]) -> list[str]:
 def _inference(view: TestView, size: tuple[int, int] | None) -> str:
     brought = "" if size is None else f", images brought to {size[0]} x {size[1]}, masks at their own size"
     return view.describe() + brought
+
+
+def _pooled(parts: list[PixelReliability]) -> PixelReliability:
+    """Return the reliability of the pixels of all parts together."""
+    whole = PixelReliability()
+    for part in parts:
+        whole.sums += part.sums
+    return whole
 
 
 def _listed(names: list[str], most: int = 8) -> str:
