@@ -192,6 +192,8 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"--{option} says how --folds deal; add --folds K or leave it out.")
     if config.folds is not None and (config.source.fold or 0) >= config.folds * config.source.repeats:
         refuse("source.fold", f"below {config.folds * config.source.repeats} (folds times repeats)")
+    if not 0 < number("queue.fresh_share") <= 1:
+        refuse("queue.fresh_share", "above 0 and at most 1")
     if config.optimiser.lr is not None and config.optimiser.lr > 1000:
         refuse("optimiser.lr", "at most 1000")
     if any(not 0 < share < 1 for share in config.optimiser.milestones):

@@ -122,7 +122,8 @@ class ClassQueue(nn.Module):
 
     def __init__(self, class_counts: Tensor | Sequence[int], capacity: int, dim: int, min_per_class: int = 1) -> None:
         super().__init__()
-        lengths = queue_lengths(class_counts, capacity, min_per_class)
+        lengths = self._own_lengths(queue_lengths(class_counts, capacity, min_per_class))
+        capacity = int(lengths.sum())
         self.num_classes, self.capacity, self.dim = len(lengths), capacity, dim
         self.longest = int(lengths.max())
         self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.int64).cpu().clone())
@@ -133,6 +134,10 @@ class ClassQueue(nn.Module):
         self.register_buffer("ids", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros(capacity, dtype=torch.bool))
         self.register_buffer("pointers", torch.zeros(self.num_classes, dtype=torch.int64))
+
+    def _own_lengths(self, lengths: Tensor) -> Tensor:
+        """Return how many of the slots ``lengths [C]`` of the whole queue this one holds: all."""
+        return lengths
 
     def content(self) -> QueueContent:
         """Return what the queue holds; the tensors are its own."""
@@ -186,8 +191,8 @@ class ClassQueue(nn.Module):
         self.pointers.zero_()
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
-        """Write a batch, in its order, over the oldest slots of its classes.
+    def enqueue(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Write a batch, in its order, over the oldest slots of its classes; return the slots written, int64 ``[B]``.
 
         Where the batch holds more samples of a class than the class has slots, the last ones stay. A row
         with a value that is not finite counts as absent: it writes nothing and does not move its class's
@@ -207,13 +212,20 @@ class ClassQueue(nn.Module):
         """
         features, labels, ids, present = arriving(self.features, self.num_classes, features, labels, ids)
         if labels.numel() == 0:
-            return
+            return labels
         group = torch.where(present, labels, self.num_classes)
         slot, source, some, pointers = ring_writes(group, self.offsets, self.lengths, self.pointers)
+        return self._write(slot, source, some, pointers, features, ids)
+
+    def _write(
+        self, slot: Tensor, source: Tensor, some: Tensor, pointers: Tensor, features: Tensor, ids: Tensor
+    ) -> Tensor:
+        """Write what :func:`ring_writes` says of a batch; return the slots."""
         self.features.index_copy_(0, slot, torch.where(some, features[source], self.features[slot]))
         self.ids.index_copy_(0, slot, torch.where(some, ids[source], self.ids[slot]))
         self.filled.index_copy_(0, slot, self.filled[slot] | some)
         self.pointers.copy_(pointers)
+        return slot
 
     def _check_range(self, labels: Tensor) -> None:
         check_range(labels, self.num_classes)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from longtail.config import TrainConfig, resolved
 from longtail.data.keyed import derive_seed
+from longtail.memory import own_share, whole_state
 from longtail.methods import Stage, Trainable
 from longtail.training.capture import CapturedStep, CudaRecorder, Step, can_capture
 from longtail.training.checkpoint import (
@@ -306,7 +307,7 @@ class StageRun:
         tensors, numbers = optimiser_state(self.optimiser)
         sums = self.training_step.sums
         state = {
-            **prefixed("method", self.method.state_dict()),
+            **prefixed("method", whole_state(self.method)),
             **prefixed("optimiser", tensors),
             **prefixed("sums", sums.tensors()),
         }
@@ -327,7 +328,7 @@ class StageRun:
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         what = f"the state in {self.job.checkpoints.folder}"
-        load_module(self.method, part(tensors, "method"), what)
+        load_module(self.method, own_share(self.method, part(tensors, "method")), what)
         restore_optimiser(self.optimiser, part(tensors, "optimiser"), meta["optimiser"])
         if self.average is not None:
             load_module(self.average, part(tensors, "average"), what)
