@@ -49,7 +49,8 @@ def project_share(projection: nn.Module, features: Tensor, keys: int, group: dis
 
 def _normalised(layer: nn.BatchNorm1d, values: Tensor, keys: int, group: dist.ProcessGroup | None) -> Tensor:
     """Return what ``layer`` in training mode makes of ``values [K_r, H]`` among the ``keys`` rows of all processes."""
-    output, mean, variance = _SharedNorm.apply(values, layer.weight, layer.bias, layer.eps, keys, group)  # type: ignore[no-untyped-call]
+    output: Tensor
+    output, mean, variance = _SharedNorm.apply(values, layer.weight, layer.bias, layer.eps, keys, group)
     with torch.no_grad():
         if layer.running_mean is not None and layer.running_var is not None:
             share = layer.momentum

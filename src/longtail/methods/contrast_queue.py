@@ -51,7 +51,7 @@ def check_queue(config: TrainConfig) -> None:
         )
     if options.sharded:
         raise UserError(
-            f"{share} keeps keys of one process's queue, and --queue.sharded deals the queue out; leave one of them out."
+            f"{share} keeps keys of a whole queue, and --queue.sharded deals the queue out; leave one of them out."
         )
 
 
@@ -59,4 +59,4 @@ def leave_to_each_process(module: nn.Module) -> None:
     """Tell DistributedDataParallel not to send the first process's share of a queue to the others."""
     names = [prefix + name for prefix, queue in sharded_queues(module) for name, _ in queue.named_buffers()]
     if names:
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
