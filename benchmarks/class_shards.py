@@ -113,7 +113,7 @@ def step(size: Size, counts: list[int], sharded: bool) -> dict[str, Any]:
     slot_buffers = (queue.features, queue.ids, queue.labels, queue.filled)
     # The meta device knows no autocast, of which there is none here.
     with exchanges() as sent, patch("torch.autocast", lambda *args, **options: nullcontext()):
-        with kept_bytes(known) as kept, FlopCounterMode(display=False) as of_projection:
+        with kept_bytes(known) as kept, FlopCounterMode(display=False) as forward:
             keys = project_share(projection, content.features, capacity) if sharded else projection(content.features)
         with FlopCounterMode(display=False) as of_loss:
             leaf = keys.detach().requires_grad_()
@@ -126,12 +126,12 @@ def step(size: Size, counts: list[int], sharded: bool) -> dict[str, Any]:
                     longest_class=content.longest,
                 )
             value.backward()
-        with of_projection:
+        with FlopCounterMode(display=False) as backward:
             keys.backward(leaf.grad)
     return {
         "slots": queue.capacity,
         "queue_bytes": sum(buffer.numel() * buffer.element_size() for buffer in slot_buffers),
-        "projection_flops": of_projection.get_total_flops(),
+        "projection_flops": forward.get_total_flops() + backward.get_total_flops(),
         "similarity_flops": of_loss.get_total_flops(),
         "kept_bytes": sum(kept.values()) + sum(kept_by_loss.values()),
         "exchanges": len(sent),

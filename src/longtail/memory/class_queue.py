@@ -106,7 +106,7 @@ class ClassQueue(nn.Module):
         >>> queue = ClassQueue(class_counts=[6, 2], capacity=4, dim=2)
         >>> queue.lengths.tolist(), queue.offsets.tolist()
         ([3, 1], [0, 3, 4])
-        >>> queue.enqueue(torch.eye(2), torch.tensor([1, 1]), ids=torch.tensor([10, 11]))
+        >>> written = queue.enqueue(torch.eye(2), torch.tensor([1, 1]), ids=torch.tensor([10, 11]))
         >>> queue.ids.tolist()
         [-1, -1, -1, 11]
     """

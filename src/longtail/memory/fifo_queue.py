@@ -37,7 +37,7 @@ class FifoQueue(nn.Module):
 
     Example:
         >>> queue = FifoQueue(class_counts=[6, 2], capacity=3, dim=2)
-        >>> queue.enqueue(torch.eye(2), torch.tensor([1, 0]), ids=torch.tensor([10, 11]))
+        >>> written = queue.enqueue(torch.eye(2), torch.tensor([1, 0]), ids=torch.tensor([10, 11]))
         >>> queue.content().ids.tolist(), queue.content().offsets.tolist()
         ([11, 10, -1], [0, 1, 3])
     """
