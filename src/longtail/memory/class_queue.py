@@ -160,15 +160,7 @@ class ClassQueue(nn.Module):
         """
         labels = labels.to(self.labels.device, torch.int64)
         self._check_range(labels)
-        by_class, order = torch.sort(labels, stable=True)
-        edges = torch.searchsorted(by_class, torch.arange(self.num_classes + 1, device=labels.device))
-        images = edges.diff()[self.labels]
-        position = torch.arange(self.capacity, device=labels.device) - self.offsets[self.labels]
-        turns = images.clamp(min=1)
-        # One entry beyond the last stands for "no image".
-        place = torch.where(images > 0, edges[self.labels] + position % turns, len(labels))
-        indices = torch.cat([order, order.new_full((1,), -1)])[place]
-        return indices, torch.where(images > 0, position // turns, 0)
+        return slot_plan(labels, self.lengths)
 
     @torch.no_grad()
     def prime(self, labels: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int = 256) -> None:
@@ -257,6 +249,21 @@ class ClassQueue(nn.Module):
         return f"classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}"
 
 
+def slot_plan(labels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return :meth:`ClassQueue.prime_plan` for slots of ``lengths [C]``."""
+    classes = torch.arange(len(lengths), device=labels.device)
+    owner = classes.repeat_interleave(lengths)  # [K]
+    by_class, order = torch.sort(labels, stable=True)
+    edges = torch.searchsorted(by_class, torch.arange(len(lengths) + 1, device=labels.device))
+    images = edges.diff()[owner]
+    position = torch.arange(len(owner), device=labels.device) - (lengths.cumsum(0) - lengths)[owner]
+    turns = images.clamp(min=1)
+    # One entry beyond the last stands for "no image".
+    place = torch.where(images > 0, edges[owner] + position % turns, len(labels))
+    indices = torch.cat([order, order.new_full((1,), -1)])[place]
+    return indices, torch.where(images > 0, position // turns, 0)
+
+
 def check_range(labels: Tensor, num_classes: int) -> None:
     """Raise :class:`UserError` if one of the labels names no class."""
     if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
@@ -267,9 +274,16 @@ def check_range(labels: Tensor, num_classes: int) -> None:
 
 
 def primed(
-    like: Tensor, indices: Tensor, rounds: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int
+    like: Tensor,
+    indices: Tensor,
+    rounds: Tensor,
+    encode: Callable[[Tensor, Tensor], Tensor],
+    batch_size: int,
+    first: int = 0,
 ) -> Tensor:
     """Return the features of the images that a plan names, of the shape of ``like``; 0 where it names none (-1).
+
+    ``like`` holds the plan's slots from ``first`` on. All that the plan names is encoded, also what is not among them.
 
     Raises:
         UserError: a feature is not finite.
@@ -285,8 +299,10 @@ def primed(
                 f"encode returned shape {list(encoded.shape)} for {len(part)} images, "
                 f"expected [{len(part)}, {like.shape[1]}]"
             )
-        features[part] = encoded.to(features)
-        broken = ~torch.isfinite(features[part]).all(1)
+        encoded = encoded.to(features)
+        held = (part >= first) & (part < first + len(features))
+        features[part[held] - first] = encoded[held]
+        broken = ~torch.isfinite(encoded).all(1)
         if broken.any():
             image = int(indices[part][broken][0])
             raise UserError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longtail.memory.class_queue import ClassQueue, arriving, ring_writes
+from longtail.memory.class_queue import ClassQueue, arriving, primed, ring_writes, slot_plan
 from longtail.memory.class_shards import class_shards
 
 
@@ -17,7 +17,7 @@ class ShardedClassQueue(ClassQueue):
 
     Classes are split contiguously so that the largest share of slots is as small as it can be
     (:func:`longtail.memory.class_shards.class_shards`): about ``capacity / W`` slots each, which is what memory,
-    priming, projection and similarities cost. A class that another process holds has length 0 here. Every process
+    projection and similarities cost. A class that another process holds has length 0 here. Every process
     is given every batch and keeps of it what is its own, so together they hold what one :class:`ClassQueue` would.
 
     ``state_dict()`` holds the share; :func:`longtail.memory.whole_state` makes of the shares the state of one
@@ -62,6 +62,22 @@ class ShardedClassQueue(ClassQueue):
         first, last = self.edges[self.rank : self.rank + 2]
         self.whole_lengths = lengths
         return torch.where((classes >= first) & (classes < last), lengths, 0)
+
+    @torch.no_grad()
+    def prime(self, labels: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int = 256) -> None:
+        """Fill every slot from the training images, replacing all content, and keep this process's share of it.
+
+        ``encode`` is called for the images of all slots, alike in every process, so that processes which deal its work
+        out among them stay in step. Arguments and errors are those of :meth:`ClassQueue.prime`.
+        """
+        labels = labels.to(self.labels.device, torch.int64)
+        self._check_range(labels)
+        indices, rounds = slot_plan(labels, self.whole_lengths.to(labels.device))
+        first, last = self.slot_edges[self.rank : self.rank + 2]
+        self.features.copy_(primed(self.features, indices, rounds, encode, batch_size, first))
+        self.ids.copy_(indices[first:last])
+        self.filled.copy_(indices[first:last] >= 0)
+        self.pointers.zero_()
 
     @torch.no_grad()
     def enqueue(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> Tensor:
