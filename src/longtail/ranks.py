@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from longtail.errors import UserError, printable
 
-_FAILED, _TOLD = "failed", "told"
+_FAILED, _TOLD, _LEFT = "failed", "told", "left"
 _TIMEOUT = timedelta(minutes=30)
 _LOOK_SECONDS, _GRACE_SECONDS, _FAREWELL_SECONDS = 0.25, 2.0, 10.0
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe|socket", re.IGNORECASE)
@@ -213,8 +213,11 @@ class Ranks:
         try:
             if self.is_main:
                 self.store.set(_TOLD, "1")
+                if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # the store ends with this process
+                    self._sleep_until(lambda: int(self.store.add(_LEFT, 0)) == self.world - 1, _FAREWELL_SECONDS)
             else:
                 self._sleep_until(lambda: self.store.check([_TOLD]), _FAREWELL_SECONDS)
+                self.store.add(_LEFT, 1)
             if not self.store.check([_FAILED]):
                 dist.destroy_process_group()
         except RuntimeError:
