@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from longtail.errors import UserError, printable
 
 _FAILED, _TOLD, _LEFT = "failed", "told", "left"
-_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT, _COMING = timedelta(minutes=30), timedelta(minutes=10)
 _LOOK_SECONDS, _GRACE_SECONDS, _FAREWELL_SECONDS = 0.25, 2.0, 10.0
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe|socket", re.IGNORECASE)
 
@@ -49,7 +49,8 @@ class Ranks:
         world: processes.
         local: number of this process on its machine, from 0.
         restarts: how often the job was started anew.
-        job: what tells this job from others, the same after a restart; "" if no launcher started it.
+        job: the launcher's name for the job and number of the launcher's process, the same after a restart; "" if there
+            is no launcher.
         seed: of what this process alone draws.
         stopped: whether this process was told to stop, so that it waits for nobody for long.
     """
@@ -213,8 +214,8 @@ class Ranks:
         try:
             if self.is_main:
                 self.store.set(_TOLD, "1")
-                if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # the store ends with this process
-                    self._sleep_until(lambda: int(self.store.add(_LEFT, 0)) == self.world - 1, _FAREWELL_SECONDS)
+                # The store ends with this process.
+                self._sleep_until(lambda: int(self.store.add(_LEFT, 0)) == self.world - 1, _FAREWELL_SECONDS)
             else:
                 self._sleep_until(lambda: self.store.check([_TOLD]), _FAREWELL_SECONDS)
                 self.store.add(_LEFT, 1)
@@ -247,13 +248,13 @@ def connect(device: str) -> Ranks:
         return _connected
     world, restarts = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     launched = os.environ.get("TORCHELASTIC_RUN_ID", "none" if world > 1 else "")
-    job = f"none-{os.getppid()}" if launched == "none" else launched
+    job = f"{launched} {os.getppid()}" if launched else ""
     if world <= 1:
         return Ranks(restarts=restarts, job=job)
     rank, local = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     backend = _backend(device, local)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        store = _own_store(rank)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise _no_connection(error) from None
@@ -262,6 +263,33 @@ def connect(device: str) -> Ranks:
     atexit.register(ranks._farewell)
     _connected = ranks
     return ranks
+
+
+def _own_store(rank: int) -> Any:
+    """Return a store that the first process of this start holds: the launcher's keeps what a start before it wrote.
+
+    Its address is told through the launcher's store, where that of a start before may still stand; nobody answers there.
+
+    Raises:
+        RuntimeError: torch's, if the others do not come.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=_COMING))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store  # the first process holds it already
+    host = os.environ["MASTER_ADDR"]
+    if rank == 0:
+        own = dist.TCPStore(host, 0, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
+        store.set("longtail", str(own.port))
+        return own
+    end = time.monotonic() + _COMING.total_seconds()
+    while True:
+        port = int(store.get("longtail"))
+        try:
+            return dist.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def _backend(device: str, local: int) -> str:

@@ -60,9 +60,10 @@ def agreed_config(config: TrainConfig, data: DataSplits, ranks: Ranks) -> TrainC
 def how_to_begin(out: Path, resume: bool, overwrite: bool, ranks: Ranks) -> tuple[bool, bool]:
     """Return ``resume`` and ``overwrite`` as they are meant: a job that its launcher starts anew goes on.
 
-    So it does only if the run in ``out`` is its own, which :meth:`RunFolder.note_job` noted there.
+    So it does only if the run in ``out`` is its own, which :meth:`RunFolder.note_job` noted there. Another command may
+    have the same name for its job; after a restart the first process may have another launcher.
     """
-    if not ranks.restarts:
+    if not ranks.job:
         return resume, overwrite
     path = out / "environment.json"
     try:
@@ -70,5 +71,7 @@ def how_to_begin(out: Path, resume: bool, overwrite: bool, ranks: Ranks) -> tupl
     except UserError:
         record = {}
     known = record.get("ranks") if isinstance(record, dict) else None
-    own = isinstance(known, dict) and known.get("job") == ranks.job
+    job = str(known.get("job")) if isinstance(known, dict) else ""
+    name = ranks.job.split()[0]
+    own = job == ranks.job or (ranks.restarts > 0 and name != "none" and job.split()[:1] == [name])
     return (True, False) if own else (resume, overwrite)
