@@ -114,10 +114,10 @@ class TrainConfig:
 
 _POSITIVE = (
     "epochs batch_size loss.temperature loss.scale loss.distillation_temperature queue.capacity queue.min_per_class "
-    "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm checkpoint.bad_steps "
-    "image_size source.repeats loading.prefetch loading.resize decoupled.epochs tune.rank tune.prompts tune.lr_decay "
-    "tune.encoder_lr segmentation.width segmentation.queries segmentation.queries_per_class "
-    "segmentation.keys_per_class segmentation.queue_share"
+    "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm optimiser.accumulate "
+    "checkpoint.bad_steps image_size source.repeats loading.prefetch loading.resize decoupled.epochs tune.rank "
+    "tune.prompts tune.lr_decay tune.encoder_lr segmentation.width segmentation.queries "
+    "segmentation.queries_per_class segmentation.keys_per_class segmentation.queue_share"
 )
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "

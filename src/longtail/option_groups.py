@@ -262,6 +262,8 @@ class OptimiserOptions:
         clip_norm: largest L2 norm of the gradient; none = no clipping.
         ema: decay of a moving average of the weights, which is then what is evaluated and deployed; none = off.
         sharpness: radius of sharpness-aware steps (SAM, Foret et al. 2021), which cost twice as much; 0 = off.
+        accumulate: micro-batches that a step's batch is cut into, one after the other through the student, to save
+            memory; batch normalisation, and contrasts within a batch, see one of them at a time.
     """
 
     name: Literal["sgd", "adamw"] | None = None
@@ -275,6 +277,7 @@ class OptimiserOptions:
     clip_norm: float | None = None
     ema: float | None = None
     sharpness: float = 0.0
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
