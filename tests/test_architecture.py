@@ -19,6 +19,8 @@ GROUND = {
     "files": {"errors"},
     "hub": {"errors"},
     "options": {"config", "errors"},
+    "ranks": {"errors"},
+    "exchange": set(),
 }
 API = "api"
 STUDIES = "studies"  # above the api: a cell of a study is a call of train

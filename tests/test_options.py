@@ -18,19 +18,19 @@ loading.prefetch loading.resident loading.resize loading.workers loss.class_pool
 loss.classifier_weight loss.contrast_weight loss.deferred_from loss.distillation_temperature loss.distillation_weight
 loss.effective_beta loss.exclude_own_key loss.focal_gamma loss.learn_temperature loss.max_margin loss.mixup
 loss.paco_alpha loss.post_hoc_strength loss.prior_strength loss.scale loss.supcon_log loss.temperature method
-on_bad_image optimiser.clip_norm optimiser.decay optimiser.ema optimiser.lr optimiser.milestones optimiser.momentum
-optimiser.name optimiser.schedule optimiser.sharpness optimiser.warmup optimiser.weight_decay out precision pretrained
-queue.capacity queue.kind queue.min_per_class queue.project queue.projection_dim root sampler seed segmentation.crop
-segmentation.decoder segmentation.flip segmentation.ignore segmentation.image_edges segmentation.keys_per_class
-segmentation.overlap_weight segmentation.palette segmentation.pixel_edges segmentation.prior segmentation.queries
-segmentation.queries_per_class segmentation.queue_share segmentation.rare_crops segmentation.region_weight
-segmentation.resize segmentation.scale segmentation.stride segmentation.test_mirror segmentation.test_scales
-segmentation.width segmentation.window segmentation.zero_is_other select source.check source.fold source.group_column
-source.group_pattern source.label_column source.labels source.mean source.path_column source.profile source.repeats
-source.split_column source.split_seed source.std source.test source.test_share source.unknown_labels start.head
-start.prompts task teacher.backbone teacher.cache teacher.epochs teacher.kind teacher.momentum teacher.pretrained
-teacher.run tracking.project tracking.to tune.encoder_lr tune.kind tune.lr_decay tune.prompts tune.rank val_fraction
-views.classifier views.key views.query
+on_bad_image optimiser.accumulate optimiser.clip_norm optimiser.decay optimiser.ema optimiser.lr optimiser.milestones
+optimiser.momentum optimiser.name optimiser.schedule optimiser.sharpness optimiser.warmup optimiser.weight_decay out
+precision pretrained queue.capacity queue.fresh_share queue.kind queue.min_per_class queue.project queue.projection_dim
+queue.sharded root sampler seed segmentation.crop segmentation.decoder segmentation.flip segmentation.ignore
+segmentation.image_edges segmentation.keys_per_class segmentation.overlap_weight segmentation.palette
+segmentation.pixel_edges segmentation.prior segmentation.queries segmentation.queries_per_class
+segmentation.queue_share segmentation.rare_crops segmentation.region_weight segmentation.resize segmentation.scale
+segmentation.stride segmentation.test_mirror segmentation.test_scales segmentation.width segmentation.window
+segmentation.zero_is_other select source.check source.fold source.group_column source.group_pattern source.label_column
+source.labels source.mean source.path_column source.profile source.repeats source.split_column source.split_seed
+source.std source.test source.test_share source.unknown_labels start.head start.prompts task teacher.backbone
+teacher.cache teacher.epochs teacher.kind teacher.momentum teacher.pretrained teacher.run tracking.project tracking.to
+tune.encoder_lr tune.kind tune.lr_decay tune.prompts tune.rank val_fraction views.classifier views.key views.query
 """.split()
 
 WORDS = """

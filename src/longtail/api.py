@@ -9,12 +9,15 @@ from typing import Any
 from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, FeatureSet, ImageFiles
 from longtail.data.counts import imbalance_factor
+from longtail.data.keyed import derive_seed
 from longtail.deployment.result import Result
 from longtail.deployment.run_records import find_run, is_dense, load_classifier
 from longtail.errors import UserError
+from longtail.files import read_json
 from longtail.methods import get_method, is_read
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
+from longtail.ranks import Ranks, connect
 from longtail.reporting import fold_summary, read_log, summary, unlearned, warnings, write_report
 from longtail.segmentation.methods import dense_is_read, get_dense_method
 from longtail.segmentation.models import Segmenter
@@ -24,6 +27,7 @@ from longtail.training.defaults import describe, resolve
 from longtail.training.evaluation import write_evaluation
 from longtail.training.folds import fold_folders, pool_folds
 from longtail.training.framing_defaults import chosen_framing
+from longtail.training.job import agreed_config, check_processes, how_to_begin
 from longtail.training.kept_encoder import check_encoder, keep_encoder
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_data import (
@@ -34,6 +38,7 @@ from longtail.training.run_data import (
 )
 from longtail.training.run_folder import (
     RunFolder,
+    WatchedFolder,
     check_free,
     check_same_options,
     may_change,
@@ -60,6 +65,9 @@ def train(
 ) -> Result | DenseResult:
     """Train, evaluate and report.
 
+    Started several times by ``torchrun`` (or ``accelerate launch``), the processes train one model together, with the
+    figures of one process of the same ``batch_size``; the first of them writes and speaks.
+
     Args:
         data: a name (``digits-lt``, ``cifar100-lt``, ...) or a path; may be left out where the recipe, or the run that
             is resumed, says it.
@@ -78,13 +86,22 @@ def train(
     given |= parse_values(options, "train")
     if data is not None:
         given["data"] = str(data)
-    say = ProgressReporter(quiet)
+    ranks = connect(make_config(given).device)
+    with ranks.together():
+        return _train(given, resume, overwrite, quiet, ranks)
+
+
+def _train(given: dict[str, Any], resume: bool, overwrite: bool, quiet: bool, ranks: Ranks) -> Result | DenseResult:
+    """Train as ``given`` says, in one of the processes of ``ranks``."""
+    say = ProgressReporter(quiet or not ranks.is_main)
+    check_processes(ranks, given)
     if not given.get("data") and not (resume and given.get("out")):
         hint = "say with --out which run goes on, or " if resume else ""
         raise UserError(f"no data given: {hint}name a data set (such as digits-lt) or a path.")
     config = make_config(given)
     out = Path(config.out or default_folder(config))
-    resumed = resume and (out / "config.yaml").exists()
+    resume, overwrite = ranks.share(how_to_begin(out, resume, overwrite, ranks))
+    resumed = ranks.share(resume and (out / "config.yaml").exists())
     if resumed:
         config = _saved_config(out, given)
     elif not config.data:
@@ -93,7 +110,8 @@ def train(
     dense = config.task == "segmentation"
     (get_dense_method if dense else get_method)(config.method)
     check_tracking(config.tracking.to)
-    check_free(out, resume, overwrite)  # told at once, not after a look at every image
+    if ranks.is_main:
+        check_free(out, resume, overwrite)  # told at once, not after a look at every image
     _check_beside(out, config)
     one = _train_one if config.folds is None or config.source.fold is not None else _train_folds
     reads = dense_is_read if dense else is_read
@@ -101,7 +119,7 @@ def train(
     with say:
         if unread:
             say.say(f"not read by {config.method}, so without effect: {', '.join(unread)}.")
-        return (train_dense if dense else one)(config, given, resume, overwrite, say)
+        return (train_dense if dense else one)(config, given, resume, overwrite, say, ranks)
 
 
 def _train_one(
@@ -110,12 +128,15 @@ def _train_one(
     resume: bool,
     overwrite: bool,
     say: ProgressReporter,
+    ranks: Ranks,
     told: set[str] | None = None,
 ) -> Result:
     """Train one run into ``config.out``; ``told`` are options that the user gave, if they are not ``given``."""
     out = Path(str(config.out))
-    resumed = resume and (out / "config.yaml").exists()
-    config, splits, notes = _choose(config, given, resumed, say)
+    resumed = ranks.share(resume and (out / "config.yaml").exists())
+    with ranks.main_first():  # what it found out of the files, or fetched, the others find
+        config, splits, notes = _choose(config, given, resumed, say)
+    config = agreed_config(config, splits, ranks)
     counts = splits.train.class_counts
     say.say(
         f"{splits.name}: {len(splits.train)} training images, {splits.train.num_classes} classes of "
@@ -131,19 +152,28 @@ def _train_one(
     _check_ready_runs_stay(config, overwrite)
     if isinstance(splits.train, FeatureSet) and not resumed:
         check_encoder(splits.train.origin)  # before anything is deleted
-    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    folder = RunFolder(out, resume=resume, overwrite=overwrite) if ranks.is_main else WatchedFolder(out)
     try:
-        if not folder.holds_run and isinstance(splits.train, FeatureSet):
+        if ranks.is_main and not folder.holds_run and isinstance(splits.train, FeatureSet):
             kept = keep_encoder(folder.path, splits.train.origin)
             if not kept and not config.source.fold:
                 say.say("the encoder that made these features is not beside them: predictions will need features.")
-        if not folder.holds_run:
+        if ranks.is_main and not folder.holds_run:
             folder.write_config(config)
             write_data_record(folder.path, splits, notes, seen)
-        with Tracking(config, folder.path, say) as tracking:
-            evaluation = run_stages(config, splits, folder, say, tracking.update)
-            write_report(folder.path)
-            tracking.finish(evaluation)
+        if ranks.is_main and ranks.job:
+            seeds = [derive_seed(config.seed, "rank", rank) for rank in range(ranks.world)]
+            folder.note_job(ranks.job, seeds, ranks.restarts)
+        ranks.barrier()
+        if ranks.is_main:
+            with Tracking(config, folder.path, say) as tracking:
+                evaluation = run_stages(config, splits, folder, say, tracking.update, ranks)
+                write_report(folder.path)
+                tracking.finish(evaluation)
+        else:
+            run_stages(config, splits, folder, say, ranks=ranks)
+        ranks.barrier()
+        evaluation = evaluation if ranks.is_main else read_json(out / "evaluation.json")
     finally:
         folder.close()
     say.say(summary(evaluation))
@@ -208,13 +238,13 @@ def _check_ready_runs_stay(config: TrainConfig, overwrite: bool) -> None:
 
 
 def _train_folds(
-    config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter
+    config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter, ranks: Ranks
 ) -> Result:
     """Train a run for every fold in ``config.out``, and pool their figures there."""
     out, folds = Path(str(config.out)), config.folds or 1
     moved = {key: value for key, value in given.items() if may_change(key)}
     firsts = []
-    if resume and (out / "config.yaml").exists():
+    if ranks.share(resume and (out / "config.yaml").exists()):
         # A batch larger than a fold was made smaller when the run was started.
         told = _as_begun(given, config)
         same = {key: value for key, value in told.items() if key != "batch_size" or value <= (config.batch_size or 0)}
@@ -222,13 +252,15 @@ def _train_folds(
     else:
         # What cannot be dealt or trained is refused before anything is written: the first fold of each deal tells.
         deals = range(0, folds * config.source.repeats, folds)
-        firsts = [_choose(replace_options(config, {"source.fold": fold}), {}, False, say) for fold in deals]
+        with ranks.main_first():
+            firsts = [_choose(replace_options(config, {"source.fold": fold}), {}, False, say) for fold in deals]
         # One choice for all folds, weights included: their figures are put together.
-        config = replace_options(firsts[0][0], {"source.fold": None})
+        config = replace_options(agreed_config(firsts[0][0], firsts[0][1], ranks), {"source.fold": None})
         _check_ready_runs_stay(config, overwrite)
-    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    folder = RunFolder(out, resume=resume, overwrite=overwrite) if ranks.is_main else WatchedFolder(out)
+    ranks.barrier()
     try:
-        if firsts:
+        if firsts and ranks.is_main:
             _, splits, notes = firsts[0]
             folder.write_config(config)
             write_data_record(out, replace(splits, test_split=f"each of {folds} folds in turn"), notes)
@@ -237,18 +269,21 @@ def _train_folds(
         for number, path in enumerate(fold_folders(out, config)):
             say.say(f"fold {number % folds + 1} of {folds}: {path}")
             say.fold = number, folds * config.source.repeats
-            started = (path / "config.yaml").exists()
+            started = ranks.share((path / "config.yaml").exists())
             changes = {"source.fold": number, "out": str(path)}
             one = _saved_config(path, moved) if started else replace_options(config, changes)
-            _train_one(replace_options(one, changes), {}, resume, False, say, told=set(given))
-        pooled = pool_folds(out, config)
-        write_evaluation(out, pooled)
-        write_report(out)
+            _train_one(replace_options(one, changes), {}, resume, False, say, ranks, told=set(given))
+        if ranks.is_main:
+            pooled = pool_folds(out, config)
+            write_evaluation(out, pooled)
+            write_report(out)
+        ranks.barrier()
+        figures = pooled.figures if ranks.is_main else read_json(out / "evaluation.json")
     finally:
         folder.close()
-    result = Result(out, pooled.figures)
-    say.say(fold_summary(pooled.figures))
-    for line in warnings(pooled.figures):
+    result = Result(out, figures)
+    say.say(fold_summary(figures))
+    for line in warnings(figures):
         say.say(line)
     say.say(f"report: {result.report}")
     return result

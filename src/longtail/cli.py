@@ -37,39 +37,44 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line ``words`` (default: the process's) and return the exit code."""
     words = list(sys.argv[1:] if words is None else words)
+    # Of several processes that train together (torchrun) the first one speaks.
+    speaks = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+
+    if "RANK" in os.environ:
+        # DistributedDataParallel says of every run that all its parameters were used.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+    def tell(text: object) -> None:
+        if speaks:
+            print(f"longtail: {text}", file=sys.stderr, flush=True)
+
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         return _run(words)
     except UserError as error:
-        print(f"longtail: {error}", file=sys.stderr)
+        tell(error)
         return 2
     except BrokenPipeError:
         sys.stderr.close()
         return 141
     except KeyboardInterrupt:
-        print("longtail: stopped.", file=sys.stderr)
+        tell("stopped.")
         return 130
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        print(
-            f"longtail: {error.strerror}{place}. What was saved is kept: make room, then go on with --resume.",
-            file=sys.stderr,
-        )
+        tell(f"{error.strerror}{place}. What was saved is kept: make room, then go on with --resume.")
         return 1
     except (MemoryError, RuntimeError) as error:
         stopped = getattr(error, "exit_code", None)  # longtail.training.guard.Interrupted, which is not imported here
         if isinstance(stopped, int):
-            print(f"longtail: {error}", file=sys.stderr)
+            tell(error)
             return stopped
         if not _out_of_memory(error):
             raise
-        print(
-            "longtail: out of memory; try a smaller --batch_size, --queue.capacity or encoder. What was saved is kept.",
-            file=sys.stderr,
-        )
+        tell("out of memory; try a smaller --batch_size, --queue.capacity or encoder. What was saved is kept.")
         return 1
 
 
@@ -84,6 +89,8 @@ def _run(words: list[str]) -> int:
     known = [*_OWN, *(name for name in verbs.VERBS if not name.endswith(verbs.DENSE))]
     if verb not in known:
         raise unknown_name("command", verb, known)
+    if verb != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"longtail {verb} runs in one process; of all commands only train is started by torchrun.")
     if "-h" in rest or "--help" in rest:
         recipes = f"usage: {_RECIPES}\n\n{_OWN['recipes']}"
         print(verbs.help_of(verb) if verb in verbs.VERBS else _train_help() if verb == "train" else recipes)

@@ -114,10 +114,10 @@ class TrainConfig:
 
 _POSITIVE = (
     "epochs batch_size loss.temperature loss.scale loss.distillation_temperature queue.capacity queue.min_per_class "
-    "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm checkpoint.bad_steps "
-    "image_size source.repeats loading.prefetch loading.resize decoupled.epochs tune.rank tune.prompts tune.lr_decay "
-    "tune.encoder_lr segmentation.width segmentation.queries segmentation.queries_per_class "
-    "segmentation.keys_per_class segmentation.queue_share"
+    "queue.projection_dim teacher.epochs optimiser.lr optimiser.decay optimiser.clip_norm optimiser.accumulate "
+    "checkpoint.bad_steps image_size source.repeats loading.prefetch loading.resize decoupled.epochs tune.rank "
+    "tune.prompts tune.lr_decay tune.encoder_lr segmentation.width segmentation.queries "
+    "segmentation.queries_per_class segmentation.keys_per_class segmentation.queue_share"
 )
 _NOT_NEGATIVE = (
     "evaluate_every loss.prior_strength loss.classifier_weight loss.contrast_weight "
@@ -192,6 +192,8 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"--{option} says how --folds deal; add --folds K or leave it out.")
     if config.folds is not None and (config.source.fold or 0) >= config.folds * config.source.repeats:
         refuse("source.fold", f"below {config.folds * config.source.repeats} (folds times repeats)")
+    if not 0 < number("queue.fresh_share") <= 1:
+        refuse("queue.fresh_share", "above 0 and at most 1")
     if config.optimiser.lr is not None and config.optimiser.lr > 1000:
         refuse("optimiser.lr", "at most 1000")
     if any(not 0 < share < 1 for share in config.optimiser.milestones):

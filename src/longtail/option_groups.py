@@ -160,6 +160,10 @@ class QueueOptions:
         min_per_class: least slots a class gets (K_min of Eq. 6).
         projection_dim: width of the space in which queries and keys are compared.
         project: compare them there; false = compare the features themselves (student and teacher of the same width).
+        sharded: where several processes train, each holds and projects the slots of some classes only, with the same
+            loss and gradients; for very many classes. Of one process it changes nothing.
+        fresh_share: share of the slots whose keys are projected anew at each step, and carry gradient: those written
+            since, then the oldest (at least a batch); the others keep the keys they have. 1 = all, as published.
     """
 
     kind: Literal["class_wise", "fifo"] = "class_wise"
@@ -167,6 +171,8 @@ class QueueOptions:
     min_per_class: int | None = None
     projection_dim: int | None = None
     project: bool = True
+    sharded: bool = False
+    fresh_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,8 @@ class OptimiserOptions:
         clip_norm: largest L2 norm of the gradient; none = no clipping.
         ema: decay of a moving average of the weights, which is then what is evaluated and deployed; none = off.
         sharpness: radius of sharpness-aware steps (SAM, Foret et al. 2021), which cost twice as much; 0 = off.
+        accumulate: micro-batches that a step's batch is cut into, one after the other through the student, to save
+            memory; batch normalisation, and contrasts within a batch, see one of them at a time.
     """
 
     name: Literal["sgd", "adamw"] | None = None
@@ -269,6 +277,7 @@ class OptimiserOptions:
     clip_norm: float | None = None
     ema: float | None = None
     sharpness: float = 0.0
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)

@@ -449,6 +449,8 @@ def test_the_teacher_is_a_stage_of_its_own_or_a_ready_run():
         ("gml", {"queue__capacity": 7}, "queue capacity of 7"),
         ("gml", {"queue__kind": "fifo"}, "queue.kind fifo"),
         ("gml", {"queue__project": False}, "queue.project"),
+        ("gml", {"queue__sharded": True}, "queue.sharded"),
+        ("gml", {"queue__fresh_share": 0.5}, "queue.fresh_share"),
         ("cross_entropy", {"loss__mixup": 0.2}, "mixup"),
         ("cross_entropy", {"loss__class_weights": "inverse", "loss__deferred_from": 0.8}, "deferred_from"),
     ],

@@ -11,6 +11,7 @@ from longtail.data.feature_set import FeatureSet
 from longtail.data.keyed import keyed_uniform
 from longtail.data.loading import Batch
 from longtail.data.samplers import EpochDraws, Sampler
+from longtail.data.shares import WHOLE, Share
 
 
 class FeatureLoader:
@@ -28,6 +29,7 @@ class FeatureLoader:
         mean, std: of each component, ``[D]``.
         plain: names of views that are the first one stored, without augmentation, whatever is asked for.
         sampler: what an epoch draws; None = each sample once.
+        share: of every batch, what views this process makes; labels and ids are those of the whole batch.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class FeatureLoader:
         std: Sequence[float],
         plain: Mapping[str, bool] | None = None,
         sampler: Sampler | None = None,
+        share: Share = WHOLE,
     ) -> None:
         if not 1 <= batch_size <= len(features):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(features)} samples")
         self.features = features.features.to(device)
         self.labels = features.labels.to(device)
         self.views, self._plain = tuple(views), plain or {}
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.share = batch_size, seed, share
         self.steps_per_epoch = len(features) // batch_size
         self._stored = features.views
         self._mean = torch.tensor(mean, dtype=torch.float32, device=device)
@@ -67,11 +70,11 @@ class FeatureLoader:
     def load(self, epoch: int, step: int) -> Batch:
         """Return batch ``step`` (0-based) of ``epoch``: every view float32 ``[B, D]``."""
         drawn = self._draws(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        ids, keys = (self.share.of(values, self.batch_size) for values in (drawn.ids, drawn.keys))
         if self._stored == 1:
-            only = self._take(drawn.ids, 0)
-            views = dict.fromkeys(self.views, only)
+            views = dict.fromkeys(self.views, self._take(ids, 0))
         else:
-            views = {name: self._take(drawn.ids, self._choice(name, drawn.keys, epoch)) for name in self.views}
+            views = {name: self._take(ids, self._choice(name, keys, epoch)) for name in self.views}
         return Batch(views, self.labels[drawn.ids], drawn.ids)
 
     def _choice(self, name: str, keys: Tensor, epoch: int) -> Tensor | int:

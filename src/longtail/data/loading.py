@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longtail.data.image_set import ImageSet
 from longtail.data.samplers import EpochDraws, Sampler
+from longtail.data.shares import WHOLE, Share
 from longtail.data.views import View, images_at_a_time
 
 _SHARE = 0.5
@@ -20,8 +21,9 @@ class Batch:
     """One step's samples.
 
     Attributes:
-        views: view name to float32 ``[B, C, H, W]``, normalised.
-        labels: int64 ``[B]``.
+        views: view name to float32 ``[B, C, H, W]``, normalised; where several processes train together, this one's
+            rows alone.
+        labels: int64 ``[B]``, of the whole batch.
         ids: int64 ``[B]``, positions in the training set.
     """
 
@@ -83,6 +85,7 @@ class ResidentLoader:
         steps_at_once: steps whose views are made together; None = as many as the device likes.
         fetched: views that no batch holds, but that ``fetch`` may be asked for.
         sampler: what an epoch draws; None = each image once.
+        share: of every batch, what this process makes; labels and ids are those of the whole batch all the same.
 
     Attributes:
         home: where the images live.
@@ -100,6 +103,7 @@ class ResidentLoader:
         steps_at_once: int | None = None,
         fetched: dict[str, View] | None = None,
         sampler: Sampler | None = None,
+        share: Share = WHOLE,
     ) -> None:
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(images)} images")
@@ -116,14 +120,15 @@ class ResidentLoader:
             keep_freed_memory()
         self.views, self._fetched = views, fetched or {}
         self._sampler = sampler or Sampler("instance", images.labels)
-        self.batch_size = batch_size
+        self.batch_size, self.share = batch_size, share
+        self._rows = batch_size // share.ranks
         self.seed = seed
         self.steps_per_epoch = len(images) // batch_size
         # Views that differ in name alone are made together.
         self._names: dict[View, list[str]] = {}
         for name, view in views.items():
             self._names.setdefault(view, []).append(name)
-        together = batch_size * max(map(len, self._names.values()), default=1)
+        together = self._rows * max(map(len, self._names.values()), default=1)
         self._steps_at_once = steps_at_once or max(1, images_at_a_time(self.images.shape[1:], device) // together)
         self._draws: dict[torch.device, tuple[int, EpochDraws]] = {}
         self._made: tuple[int, range, dict[str, Tensor]] = -1, range(0), {}
@@ -138,9 +143,9 @@ class ResidentLoader:
         if self._made[0] != epoch or step not in self._made[1]:
             self._make(epoch, self._steps_from(step))
         _, steps, views = self._made
-        start = (step - steps.start) * self.batch_size
+        start = (step - steps.start) * self._rows
         ids = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        return Batch({n: v[start : start + self.batch_size] for n, v in views.items()}, self.labels[ids], ids)
+        return Batch({n: v[start : start + self._rows] for n, v in views.items()}, self.labels[ids], ids)
 
     def _steps_from(self, step: int) -> range:
         return range(step, min(step + self._steps_at_once, self.steps_per_epoch))
@@ -148,12 +153,11 @@ class ResidentLoader:
     def _make(self, epoch: int, steps: range) -> None:
         """Make the views of some steps."""
         self._made = -1, range(0), {}  # their memory is free for the next ones
-        wanted = slice(steps.start * self.batch_size, steps.stop * self.batch_size)
-        keys = self._drawn(epoch, self.device).keys[wanted]
+        keys = self._of_steps(self._drawn(epoch, self.device).keys, steps)
         if self._sent is not None and self._sent[:2] == (epoch, steps):
             pixels = self._sent[2]
         else:
-            pixels = self._pixels(self._drawn(epoch, self.home).ids[wanted])
+            pixels = self._pixels(self._of_steps(self._drawn(epoch, self.home).ids, steps))
         self._sent = None
         views: dict[str, Tensor] = {}
         for view, names in self._names.items():
@@ -163,9 +167,11 @@ class ResidentLoader:
         if self.home != self.device and steps.stop < self.steps_per_epoch:
             # While the device is busy, the host gathers what comes next.
             later = self._steps_from(steps.stop)
-            there = self._drawn(epoch, self.home).ids
-            sent = self._pixels(there[later.start * self.batch_size : later.stop * self.batch_size])
-            self._sent = epoch, later, sent
+            self._sent = epoch, later, self._pixels(self._of_steps(self._drawn(epoch, self.home).ids, later))
+
+    def _of_steps(self, drawn: Tensor, steps: range) -> Tensor:
+        """Return what this process makes of an epoch's draws ``[N]`` for some steps."""
+        return self.share.of(drawn[steps.start * self.batch_size : steps.stop * self.batch_size], self.batch_size)
 
     def _pixels(self, ids: Tensor) -> Tensor:
         """Return the images at ``ids``, which are where the images are, on the device."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,7 @@ from longtail.data.decode import BadImage, crop, fit, read_image, reduced_side
 from longtail.data.image_set import Framing, ImageFiles
 from longtail.data.loading import Batch, keep_freed_memory
 from longtail.data.samplers import EpochDraws, Sampler
+from longtail.data.shares import WHOLE, Share
 from longtail.data.views import View
 from longtail.errors import UserError
 
@@ -101,7 +102,9 @@ def _read(files: ImageFiles, index: int, side: int | None) -> Any:
 
 
 class _TrainingSteps(Dataset[Any]):
-    """Item (epoch, step): ids, keys and frames of that batch, or the sentence that says why there are none."""
+    """Item (epoch, step): ids of that batch, keys and frames of this process's share of it, or a sentence that says why
+    there are none.
+    """
 
     def __init__(
         self,
@@ -111,8 +114,10 @@ class _TrainingSteps(Dataset[Any]):
         seed: int,
         augment: bool,
         sampler: Sampler,
+        share: Share,
     ) -> None:
         self.files, self.views, self.batch_size, self.seed, self.augment = files, views, batch_size, seed, augment
+        self.share = share
         self.side = needed_side(files.framing, views)
         self.sampler = sampler
         self._draws: tuple[int, EpochDraws] | None = None
@@ -122,13 +127,14 @@ class _TrainingSteps(Dataset[Any]):
         if self._draws is None or self._draws[0] != epoch:
             self._draws = epoch, self.sampler.draws(self.seed, epoch)
         drawn = self._draws[1][step * self.batch_size : (step + 1) * self.batch_size]
+        own, keys = (self.share.of(values, self.batch_size) for values in (drawn.ids, drawn.keys))
         try:
-            frames = frame_files(self.files, drawn.ids, self.views, self.side, self.seed, epoch, drawn.keys)
+            frames = frame_files(self.files, own, self.views, self.side, self.seed, epoch, keys)
         except UserError as error:
             return str(error)
         if self.augment:
-            frames = {name: self._augmented(name, f, drawn.keys, epoch) for name, f in frames.items()}
-        return drawn.ids, drawn.keys, frames
+            frames = {name: self._augmented(name, f, keys, epoch) for name, f in frames.items()}
+        return drawn.ids, keys, frames
 
     def _augmented(self, name: str, frames: Tensor, keys: Tensor, epoch: int) -> Tensor:
         # A few images at a time stay in the processor's cache: a quarter faster than the whole batch at 224 pixels.
@@ -205,6 +211,13 @@ def plain_frames(
         UserError: a file cannot be read.
     """
     places = [(start, min(start + batch_size, len(files))) for start in range(0, len(files), batch_size)]
+    return plain_places(files, places, workers, prefetch, pin)
+
+
+def plain_places(
+    files: ImageFiles, places: Sequence[tuple[int, int]], workers: int, prefetch: int = 4, pin: bool = False
+) -> Iterator[Tensor]:
+    """Yield the files from start to end of every place, as :func:`plain_frames` does."""
     return stream(_TestBatches(files), places, min(workers, len(places)), prefetch, pin)
 
 
@@ -252,6 +265,7 @@ class StreamingLoader:
         prefetch: batches that each worker prepares ahead.
         fetched: views that no batch holds, but that ``fetch`` may be asked for.
         sampler: what an epoch draws; None = each image once.
+        share: of every batch, what this process decodes; labels and ids are those of the whole batch all the same.
     """
 
     def __init__(
@@ -266,11 +280,12 @@ class StreamingLoader:
         prefetch: int = 4,
         fetched: dict[str, View] | None = None,
         sampler: Sampler | None = None,
+        share: Share = WHOLE,
     ) -> None:
         if not 1 <= batch_size <= len(files):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(files)} images")
         self.files, self.views, self.batch_size, self.seed, self.epochs = files, views, batch_size, seed, epochs
-        self._fetched = fetched or {}
+        self._fetched, self.share = fetched or {}, share
         self._sampler = sampler or Sampler("instance", files.labels)
         self.labels = files.labels.to(device)
         self.workers, self.prefetch = workers, prefetch
@@ -285,7 +300,7 @@ class StreamingLoader:
         if self._steps is None or self._next != (epoch, step):
             self.close()
             items = _TrainingSteps(
-                self.files, self.views, self.batch_size, self.seed, not self._on_device, self._sampler
+                self.files, self.views, self.batch_size, self.seed, not self._on_device, self._sampler, self.share
             )
             self._steps = stream(items, self._places(epoch, step), self.workers, self.prefetch, self._on_device)
         ids, keys, frames = next(self._steps)

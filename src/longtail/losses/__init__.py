@@ -6,6 +6,7 @@ from longtail.losses.class_weights import balancing_weights
 from longtail.losses.distillation import DistillationLoss
 from longtail.losses.focal import FocalLoss
 from longtail.losses.gml import GMLLoss
+from longtail.losses.gml_sharded import ShardedGMLLoss
 from longtail.losses.infonce import InfoNCELoss
 from longtail.losses.ldam import LDAMLoss
 from longtail.losses.logit_adjusted import LogitAdjustedCrossEntropy
@@ -23,6 +24,7 @@ __all__ = [
     "LogitAdjustedCrossEntropy",
     "PaCoLoss",
     "ProCoLoss",
+    "ShardedGMLLoss",
     "SupConLoss",
     "balancing_weights",
     "class_logmeanexp",

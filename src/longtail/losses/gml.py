@@ -149,7 +149,7 @@ class GMLLoss(nn.Module):
         rows = max(1, self.max_similarities // max(1, len(keys))) if self.max_similarities else len(queries)
         mean = self.class_pooling == "mean"
         fused = use_fused(self.kernel, queries, keys, key_mask)
-        log_odds = fused_label_log_odds if fused else label_log_odds
+        log_odds = fused_label_log_odds if fused else self._label_log_odds
         if fused and longest_class is None:
             longest_class = len(keys)  # the kernels need none, so nothing is read back
         label_class = LabelClass.find(labels, offsets, longest_class)._replace(
@@ -180,6 +180,12 @@ class GMLLoss(nn.Module):
             if query_ids is not None:
                 self.information = self._bits(value, term_counted)
             return loss + (term - value)
+
+    def _label_log_odds(
+        self, queries: Tensor, keys: Tensor, log_temperature: Tensor, bias: Tensor, label_class: LabelClass
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log odds ``[B]`` with and without own keys (see :func:`label_log_odds`)."""
+        return label_log_odds(queries, keys, log_temperature, bias, label_class)
 
     def _bits(self, cross_entropy: Tensor, counted: Tensor) -> Tensor:
         """Return the bound (H(p) - cross entropy) in bits, NaN where no sample counted."""

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 # On a CPU the element-wise work is done on so many similarities at a time: they stay in its cache, and their
 # temporaries in memory that is not asked of the system anew.
-_CACHED = 2**20
+CACHED = 2**20
 # From this width on, keys @ queries.T and its transposition take less time on a CPU (MKL) than queries @ keys.T:
 # 80 against 97 ms at B 128, K 16,384, D 1024.
 _WIDE = 512
@@ -116,8 +116,8 @@ class _LabelLogOdds(torch.autograd.Function):
         queries = queries * to_base_2
         # The lowest finite number stays what it is: divided by ln 2 it would be infinite.
         bias = (bias / LN2).clamp_(min=torch.finfo(bias.dtype).min)
-        logits = _biased_products(queries, keys, bias)
-        rows = max(1, _CACHED // max(1, len(keys))) if logits.device.type == "cpu" else max(1, len(logits))
+        logits = biased_products(queries, keys, bias)
+        rows = max(1, CACHED // max(1, len(keys))) if logits.device.type == "cpu" else max(1, len(logits))
         parts = [slice(first, first + rows) for first in range(0, max(1, len(logits)), rows)]
         found = [_odds(logits[part], label_class.rows(part)) for part in parts]
         odds, others, shift, scale = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
@@ -143,7 +143,7 @@ class _LabelLogOdds(torch.autograd.Function):
         return for_queries, for_keys, for_temperature, None, None
 
 
-def _biased_products(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+def biased_products(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     """Return ``queries @ keys.T + bias``, contiguous ``[B, K]``."""
     if queries.device.type == "cpu" and queries.shape[1] >= _WIDE:
         return (keys @ queries.t()).t().contiguous().add_(bias)
@@ -156,35 +156,67 @@ def _odds(logits: Tensor, label_class: LabelClass) -> tuple[Tensor, Tensor, Tens
     Afterwards ``logits * scale`` is the derivative of the first log odds by the logits. ``shift`` is the mean logit
     over the label's class as the first log odds see it, less that as the second do.
     """
+    columns, inside = label_columns(label_class)
     nothing = torch.finfo(logits.dtype).min
-    start, end, longest, query_ids, key_ids, exclude_own_key, mean = label_class
-    columns = start[:, None] + torch.arange(longest, device=start.device)
-    inside = columns < end[:, None]
-    # What is past the class names its last key again. An empty class names a stranger: that query has no odds.
-    columns = columns.minimum((end - 1).clamp_(min=0)[:, None])
     label = torch.where(inside, logits.gather(1, columns), nothing)  # [b, longest]
-    rest, weights, total = _log_sum_exp_(logits.scatter_(1, columns, torch.full_like(label, nothing)))
-    target, label_weights, mass = _log_sum_exp_(label.clone())
-    other_target, shift = target, torch.zeros_like(rest)
+    rest, weights, total = log_sum_exp_(logits.scatter_(1, columns, torch.full_like(label, nothing)))
+    found = label_sums(label, columns, label_class)
+    # Left at 0 by the exponential, these columns take one number each; what is past the class adds 0.
+    weights.scatter_add_(1, columns, found.weights.mul_((-total / found.mass)[:, None]))
+    odds, other_odds = (
+        part - rest.where(part > -torch.inf, 0.0) for part in (found.log_sum, found.log_sum_without_own)
+    )
+    return odds, other_odds, found.shift, -1 / total
+
+
+def label_columns(label_class: LabelClass) -> tuple[Tensor, Tensor]:
+    """Return the columns of each label's class, int64 ``[b, longest]``, and which of them are inside it.
+
+    What is past the class names its last key again. An empty class names a stranger.
+    """
+    start, end, longest = label_class[:3]
+    columns = start[:, None] + torch.arange(longest, device=start.device)
+    return columns.minimum((end - 1).clamp_(min=0)[:, None]), columns < end[:, None]
+
+
+class LabelSums(NamedTuple):
+    """What :func:`label_sums` finds in the label's class of each of b queries, to base 2."""
+
+    log_sum: Tensor  # [b]
+    log_sum_without_own: Tensor  # [b]
+    weights: Tensor  # [b, longest], of each key in the first sum, times mass
+    mass: Tensor  # [b]
+    shift: Tensor  # [b], mean logit over the class as the first sum sees it, less that as the second does
+
+
+def label_sums(label: Tensor, columns: Tensor, label_class: LabelClass) -> LabelSums:
+    """Return the log-sum-exp over the keys of each label's class, with and without the query's own keys.
+
+    Args:
+        label: ``[b, longest]`` logits to base 2; the lowest finite number where there is no key.
+        columns: int64 ``[b, longest]``, where they came from.
+        label_class: says whose the keys are.
+    """
+    nothing = torch.finfo(label.dtype).min
+    start, _, _, query_ids, key_ids, exclude_own_key, mean = label_class
+    target, label_weights, mass = log_sum_exp_(label.clone())
+    other_target, shift = target, torch.zeros_like(target)
     if query_ids is not None and key_ids is not None:
         own = key_ids.expand(len(start), -1).gather(1, columns) == query_ids[:, None]
         own &= (query_ids >= 0)[:, None]
         others = label.masked_fill(own, nothing)
-        counts = [(part > nothing / 2).sum(1).clamp_(min=1).to(rest.dtype) for part in (label, others)]
-        other_target, other_weights, other_mass = _log_sum_exp_(others)
+        counts = [(part > nothing / 2).sum(1).clamp_(min=1).to(target.dtype) for part in (label, others)]
+        other_target, other_weights, other_mass = log_sum_exp_(others)
         if mean:
             other_target = other_target + (counts[0] / counts[1]).log2_()
         if exclude_own_key:
             target, label_weights, mass = other_target, other_weights, other_mass
         else:
             shift = (label_weights * label).sum(1) / mass - other_weights.mul_(label).sum(1) / other_mass
-    # Left at 0 by the exponential, these columns take one number each; what is past the class adds 0.
-    weights.scatter_add_(1, columns, label_weights.mul_((-total / mass)[:, None]))
-    odds, other_odds = (part - rest.where(part > -torch.inf, 0.0) for part in (target, other_target))
-    return odds, other_odds, shift, -1 / total
+    return LabelSums(target, other_target, label_weights, mass, shift)
 
 
-def _log_sum_exp_(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def log_sum_exp_(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the log-sum-exp of each row, the exponentials less the row's maximum (in place) and their sum, to base 2.
 
     A row of nothing has -inf, exponentials of 0, and 1 for their sum, so that it can be divided by.

@@ -106,7 +106,7 @@ class ClassQueue(nn.Module):
         >>> queue = ClassQueue(class_counts=[6, 2], capacity=4, dim=2)
         >>> queue.lengths.tolist(), queue.offsets.tolist()
         ([3, 1], [0, 3, 4])
-        >>> queue.enqueue(torch.eye(2), torch.tensor([1, 1]), ids=torch.tensor([10, 11]))
+        >>> written = queue.enqueue(torch.eye(2), torch.tensor([1, 1]), ids=torch.tensor([10, 11]))
         >>> queue.ids.tolist()
         [-1, -1, -1, 11]
     """
@@ -122,7 +122,8 @@ class ClassQueue(nn.Module):
 
     def __init__(self, class_counts: Tensor | Sequence[int], capacity: int, dim: int, min_per_class: int = 1) -> None:
         super().__init__()
-        lengths = queue_lengths(class_counts, capacity, min_per_class)
+        lengths = self._own_lengths(queue_lengths(class_counts, capacity, min_per_class))
+        capacity = int(lengths.sum())
         self.num_classes, self.capacity, self.dim = len(lengths), capacity, dim
         self.longest = int(lengths.max())
         self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.int64).cpu().clone())
@@ -133,6 +134,10 @@ class ClassQueue(nn.Module):
         self.register_buffer("ids", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros(capacity, dtype=torch.bool))
         self.register_buffer("pointers", torch.zeros(self.num_classes, dtype=torch.int64))
+
+    def _own_lengths(self, lengths: Tensor) -> Tensor:
+        """Return how many of the slots ``lengths [C]`` of the whole queue this one holds: all."""
+        return lengths
 
     def content(self) -> QueueContent:
         """Return what the queue holds; the tensors are its own."""
@@ -155,15 +160,7 @@ class ClassQueue(nn.Module):
         """
         labels = labels.to(self.labels.device, torch.int64)
         self._check_range(labels)
-        by_class, order = torch.sort(labels, stable=True)
-        edges = torch.searchsorted(by_class, torch.arange(self.num_classes + 1, device=labels.device))
-        images = edges.diff()[self.labels]
-        position = torch.arange(self.capacity, device=labels.device) - self.offsets[self.labels]
-        turns = images.clamp(min=1)
-        # One entry beyond the last stands for "no image".
-        place = torch.where(images > 0, edges[self.labels] + position % turns, len(labels))
-        indices = torch.cat([order, order.new_full((1,), -1)])[place]
-        return indices, torch.where(images > 0, position // turns, 0)
+        return slot_plan(labels, self.lengths)
 
     @torch.no_grad()
     def prime(self, labels: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int = 256) -> None:
@@ -186,8 +183,8 @@ class ClassQueue(nn.Module):
         self.pointers.zero_()
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
-        """Write a batch, in its order, over the oldest slots of its classes.
+    def enqueue(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Write a batch, in its order, over the oldest slots of its classes; return the slots written, int64 ``[B]``.
 
         Where the batch holds more samples of a class than the class has slots, the last ones stay. A row
         with a value that is not finite counts as absent: it writes nothing and does not move its class's
@@ -207,13 +204,20 @@ class ClassQueue(nn.Module):
         """
         features, labels, ids, present = arriving(self.features, self.num_classes, features, labels, ids)
         if labels.numel() == 0:
-            return
+            return labels
         group = torch.where(present, labels, self.num_classes)
         slot, source, some, pointers = ring_writes(group, self.offsets, self.lengths, self.pointers)
+        return self._write(slot, source, some, pointers, features, ids)
+
+    def _write(
+        self, slot: Tensor, source: Tensor, some: Tensor, pointers: Tensor, features: Tensor, ids: Tensor
+    ) -> Tensor:
+        """Write what :func:`ring_writes` says of a batch; return the slots."""
         self.features.index_copy_(0, slot, torch.where(some, features[source], self.features[slot]))
         self.ids.index_copy_(0, slot, torch.where(some, ids[source], self.ids[slot]))
         self.filled.index_copy_(0, slot, self.filled[slot] | some)
         self.pointers.copy_(pointers)
+        return slot
 
     def _check_range(self, labels: Tensor) -> None:
         check_range(labels, self.num_classes)
@@ -245,6 +249,21 @@ class ClassQueue(nn.Module):
         return f"classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}"
 
 
+def slot_plan(labels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return :meth:`ClassQueue.prime_plan` for slots of ``lengths [C]``."""
+    classes = torch.arange(len(lengths), device=labels.device)
+    owner = classes.repeat_interleave(lengths)  # [K]
+    by_class, order = torch.sort(labels, stable=True)
+    edges = torch.searchsorted(by_class, torch.arange(len(lengths) + 1, device=labels.device))
+    images = edges.diff()[owner]
+    position = torch.arange(len(owner), device=labels.device) - (lengths.cumsum(0) - lengths)[owner]
+    turns = images.clamp(min=1)
+    # One entry beyond the last stands for "no image".
+    place = torch.where(images > 0, edges[owner] + position % turns, len(labels))
+    indices = torch.cat([order, order.new_full((1,), -1)])[place]
+    return indices, torch.where(images > 0, position // turns, 0)
+
+
 def check_range(labels: Tensor, num_classes: int) -> None:
     """Raise :class:`UserError` if one of the labels names no class."""
     if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
@@ -255,9 +274,16 @@ def check_range(labels: Tensor, num_classes: int) -> None:
 
 
 def primed(
-    like: Tensor, indices: Tensor, rounds: Tensor, encode: Callable[[Tensor, Tensor], Tensor], batch_size: int
+    like: Tensor,
+    indices: Tensor,
+    rounds: Tensor,
+    encode: Callable[[Tensor, Tensor], Tensor],
+    batch_size: int,
+    first: int = 0,
 ) -> Tensor:
     """Return the features of the images that a plan names, of the shape of ``like``; 0 where it names none (-1).
+
+    ``like`` holds the plan's slots from ``first`` on. All that the plan names is encoded, also what is not among them.
 
     Raises:
         UserError: a feature is not finite.
@@ -273,8 +299,10 @@ def primed(
                 f"encode returned shape {list(encoded.shape)} for {len(part)} images, "
                 f"expected [{len(part)}, {like.shape[1]}]"
             )
-        features[part] = encoded.to(features)
-        broken = ~torch.isfinite(features[part]).all(1)
+        encoded = encoded.to(features)
+        held = (part >= first) & (part < first + len(features))
+        features[part[held] - first] = encoded[held]
+        broken = ~torch.isfinite(encoded).all(1)
         if broken.any():
             image = int(indices[part][broken][0])
             raise UserError(

@@ -37,7 +37,7 @@ class FifoQueue(nn.Module):
 
     Example:
         >>> queue = FifoQueue(class_counts=[6, 2], capacity=3, dim=2)
-        >>> queue.enqueue(torch.eye(2), torch.tensor([1, 0]), ids=torch.tensor([10, 11]))
+        >>> written = queue.enqueue(torch.eye(2), torch.tensor([1, 0]), ids=torch.tensor([10, 11]))
         >>> queue.content().ids.tolist(), queue.content().offsets.tolist()
         ([11, 10, -1], [0, 1, 3])
     """
@@ -90,17 +90,21 @@ class FifoQueue(nn.Module):
         self.pointers.zero_()
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
-        """Write a batch, in its order, over the oldest slots; see :meth:`longtail.memory.ClassQueue.enqueue`."""
+    def enqueue(self, features: Tensor, labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Write a batch, in its order, over the oldest slots, and return them, int64 ``[B]``.
+
+        Arguments and errors are those of :meth:`longtail.memory.ClassQueue.enqueue`.
+        """
         features, labels, ids, present = arriving(self.features, self.num_classes, features, labels, ids)
         if labels.numel() == 0:
-            return
+            return labels
         lengths = self._ring[1:]
         slot, source, some, pointers = ring_writes((~present).long(), self._ring, lengths, self.pointers)
         for held, new in ((self.features, features), (self.labels, labels), (self.ids, ids)):
             held.index_copy_(0, slot, torch.where(some, new[source], held[slot]))
         self.filled.index_copy_(0, slot, self.filled[slot] | some)
         self.pointers.copy_(pointers)
+        return slot
 
     def extra_repr(self) -> str:
         """Return the sizes, for ``print(queue)``."""

@@ -24,10 +24,11 @@ from longtail.data.keyed import derive_seed
 from longtail.data.loading import Batch, free_memory
 from longtail.data.memory import available_bytes
 from longtail.errors import UserError
-from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy
-from longtail.memory import ClassQueue, FifoQueue, FrozenTeacher, MomentumTeacher, TeacherCache
+from longtail.losses import DistillationLoss, GMLLoss, LogitAdjustedCrossEntropy, ShardedGMLLoss
+from longtail.memory import FrozenTeacher, MomentumTeacher, ShardedClassQueue, TeacherCache, project_share
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Fetch, Method, MethodContext, Stage
+from longtail.methods.contrast_queue import build_fresh_keys, build_queue, check_queue, leave_to_each_process
 from longtail.methods.label_bits import LabelBits
 from longtail.methods.mixup import mixup
 from longtail.methods.ready import check_same_images, ready_model
@@ -81,10 +82,12 @@ class GML(Method):
         width, project = resolved(config.queue.projection_dim), config.queue.project
         self.query_projection = ProjectionHead(query_dim, width) if project else UnitVectors()
         self.key_projection = ProjectionHead(key_dim, width) if project else UnitVectors()
-        self.queue = self._build_queue(key_dim)
+        self.queue = build_queue(config, counts, key_dim)
+        self.fresh_keys = build_fresh_keys(config, self.queue)
         loss = config.loss
         self.classifier_loss = LogitAdjustedCrossEntropy(counts, loss.prior_strength)
-        self.contrast_loss = GMLLoss(
+        sharded = isinstance(self.queue, ShardedClassQueue)
+        self.contrast_loss = (ShardedGMLLoss if sharded else GMLLoss)(
             counts,
             temperature=resolved(loss.temperature),
             learn_temperature=loss.learn_temperature,
@@ -97,12 +100,7 @@ class GML(Method):
         if config.teacher.cache and self.contrasts:
             seed = derive_seed(config.seed, context.stage.name)
             self.cache = TeacherCache(len(context.train), config.teacher.cache, key_dim, seed)
-
-    def _build_queue(self, dim: int) -> ClassQueue | FifoQueue:
-        options, counts = self.context.config.queue, self.context.train.class_counts
-        if options.kind == "fifo":
-            return FifoQueue(counts, resolved(options.capacity), dim)
-        return ClassQueue(counts, resolved(options.capacity), dim, resolved(options.min_per_class))
+        leave_to_each_process(self)
 
     def _build_teacher(self) -> FrozenTeacher | MomentumTeacher:
         previous = self.context.previous
@@ -144,6 +142,7 @@ class GML(Method):
         capacity = resolved(config.queue.capacity)
         if config.queue.kind == "class_wise":
             queue_lengths(train.class_counts, capacity, resolved(config.queue.min_per_class))
+        check_queue(config)
         if not config.queue.project:
             check_same_width(config, train)
         if capacity > 1000 * len(train):
@@ -188,6 +187,8 @@ class GML(Method):
             self.queue.prime(labels, self.cache.view)
         elif self.contrasts:
             self.queue.prime(labels, lambda ids, rounds: self.teacher.features(fetch("key", ids, rounds)))
+        if self.fresh_keys is not None and self.contrasts:
+            self.fresh_keys.start(self.queue.content().features, self.key_projection)
 
     def on_epoch(self, progress: float) -> None:
         """Tell the cache which epoch it draws for."""
@@ -201,7 +202,20 @@ class GML(Method):
             self.teacher.update(self.encoder, self.head)
         if self.contrasts:
             drawn = self.teacher.features(batch.views["key"]) if self.cache is None else self.cache.draw(batch.ids)
-            self.queue.enqueue(drawn, batch.labels, batch.ids)
+            written = self.queue.enqueue(drawn, batch.labels, batch.ids)
+            if self.fresh_keys is not None:
+                self.fresh_keys.begin_step(written)
+
+    def keys(self, features: Tensor) -> Tensor:
+        """Return the key of each slot of the queue, ``[K, P]`` unit vectors, of what it holds, ``[K, D]``."""
+        if self.fresh_keys is not None:
+            kept: Tensor = self.fresh_keys(features, self.key_projection)
+            return kept
+        if isinstance(self.queue, ShardedClassQueue):
+            return project_share(self.key_projection, features, sum(self.queue.shares), self.queue.group)
+        # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
+        projected: Tensor = self.key_projection(features)
+        return projected
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """L_cls + L_GML (+ distillation), weighted."""
@@ -217,9 +231,8 @@ class GML(Method):
         losses = {self.classifier_name: self.options.classifier_weight * mixed.loss(self.classifier_loss, logits)}
         if self.contrasts:
             queries = self.query_projection(features[-size:])
-            # The whole queue is projected anew: stored features are the teacher's, the gradient trains the projection.
             queue = self.queue.content()
-            keys = self.key_projection(queue.features)
+            keys = self.keys(queue.features)
             losses["gml"] = resolved(self.options.contrast_weight) * self.contrast_loss(
                 queries,
                 batch.labels,

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from longtail.exchange import previous_row
+
 
 class Mixed(NamedTuple):
     """A batch of images and the two labels of each.
@@ -34,10 +36,13 @@ def mixup(images: Tensor, labels: Tensor, alpha: float) -> Mixed:
     """Blend each image with its neighbour in the batch, all by one share that is drawn from Beta(alpha, alpha).
 
     A batch comes in random order, so its neighbour is as good as any other partner. The draw is torch's, which the
-    training loop seeds at every step. With ``alpha`` 0 the batch is returned as it is.
+    training loop seeds at every step. Where several processes train together, ``images`` are this one's slice of the
+    batch and ``labels`` those of all of it; the neighbour of the first image is another process's.
+
+    With ``alpha`` 0 the batch is returned as it is.
     """
     if alpha == 0:
         return Mixed(images, labels, labels, None)
     both = torch.full((2,), alpha, dtype=torch.float32, device=images.device)
     share = torch.distributions.Dirichlet(both, validate_args=False).sample()[0]
-    return Mixed(share * images + (1 - share) * images.roll(1, 0), labels, labels.roll(1), share)
+    return Mixed(share * images + (1 - share) * previous_row(images), labels, labels.roll(1), share)

@@ -13,10 +13,12 @@ import torch
 
 from longtail.config import TrainConfig, get_option, replace_options, resolved
 from longtail.data.counts import imbalance_factor
+from longtail.data.shares import check_divides
 from longtail.data.streaming import default_workers
 from longtail.errors import UserError
 from longtail.files import write_json
 from longtail.methods.base import Stage
+from longtail.ranks import Ranks
 from longtail.segmentation.data.loading import MaskLoader
 from longtail.segmentation.data.mask_set import MaskSplits
 from longtail.segmentation.data.shown import seen_more_often, shown_pixels
@@ -95,13 +97,23 @@ def with_view(
 
 
 def train_dense(
-    config: TrainConfig, given: dict[str, Any], resume: bool, overwrite: bool, say: ProgressReporter
+    config: TrainConfig,
+    given: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    say: ProgressReporter,
+    ranks: Ranks | None = None,
 ) -> DenseResult:
     """Train one run on masks into ``config.out``.
 
     Raises:
         UserError, Interrupted, Diverged: as ``longtail.train``.
     """
+    if ranks is not None and not ranks.alone:
+        raise UserError(
+            f"--task segmentation trains in one process so far, and {ranks.world} were started; leave out torchrun, or "
+            "give it --nproc-per-node=1."
+        )
     out = Path(str(config.out))
     resumed = resume and (out / "config.yaml").exists()
     splits = read_masks(config, say)
@@ -115,6 +127,7 @@ def train_dense(
         config, weight_notes = choose_dense_weights(config)
         notes += weight_notes
         get_dense_method(config.method).check(config, splits.train)
+    check_divides(resolved(config.batch_size), 1, config.optimiser.accumulate)
     _tell(config, splits, notes, given, say)
     teacher = config.teacher.run
     if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):

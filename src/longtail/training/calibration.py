@@ -36,6 +36,7 @@ from longtail.models import Classifier
 from longtail.models.temperature import CALIBRATION as CALIBRATION
 from longtail.models.temperature import read_calibration as read_calibration
 from longtail.models.temperature import read_temperature as read_temperature
+from longtail.ranks import Ranks
 from longtail.training.evaluation import Evaluation, collect_logits
 
 VALIDATION = "validation"
@@ -50,6 +51,7 @@ def calibrate(
     device: torch.device,
     workers: int | None,
     selected: dict[str, Any] | None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Write ``validation.safetensors`` + ``.json`` and ``calibration.json`` into ``folder``.
 
@@ -63,8 +65,9 @@ def calibrate(
         images: the validation set.
         device, workers: where to compute, and how many processes decode.
         selected: the record of the best epoch, None if the last was kept.
+        ranks: processes that share the work; this is the first, the others help (``help_evaluate``).
     """
-    logits, labels = collect_logits(classifier, images, device, workers, compact=True), images.labels
+    logits, labels = collect_logits(classifier, images, device, workers, compact=True, ranks=ranks), images.labels
     meta: dict[str, Any] = {"selection": "last"}
     if selected is not None:
         meta = {"selection": "best", "selected": selected | {"images": len(labels)}}

@@ -116,6 +116,22 @@ class CheckpointFolder:
         return tensors, meta
 
 
+class NoCheckpoints(CheckpointFolder):
+    """The states of a run as a process sees them that writes none: another one does."""
+
+    def save(self, stage: int, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class NoLog:
+    """Where figures go in a process that writes none."""
+
+    length = 0
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries whose name starts with ``prefix.``, without it."""
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

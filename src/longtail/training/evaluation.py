@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from longtail.data import FeatureSet, ImageFiles, ImageSet, LabelledImages
-from longtail.data.streaming import default_workers, plain_frames
+from longtail.data.streaming import default_workers, plain_places
 from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
 from longtail.metrics import GROUP_EDGES, balanced_accuracy, class_recall
 from longtail.metrics.per_image import PerImage, summarise_logits
 from longtail.metrics.summary import class_rows, figures_of
 from longtail.models import Classifier
+from longtail.ranks import Ranks
 from longtail.training.logit_store import logit_store
+from longtail.training.shared_logits import logits_in_turn
 
 _BATCH = 64
 _RESIDENT_BATCH = 1024
@@ -60,6 +62,7 @@ def collect_logits(
     workers: int | None = None,
     scratch: Path | None = None,
     compact: bool = False,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Return logits ``[N, C]`` (float32, CPU) of every image, undisturbed by augmentation.
 
@@ -68,8 +71,10 @@ def collect_logits(
 
     With ``compact``, logits that would take more than 256 MiB are float16 below each row's largest, which is 0:
     half the memory, and a softmax is the same but for 0.4 % of each probability above e^-8.
+
+    Of several ``ranks`` each computes a share; the first calls this, the others :func:`help_evaluate`.
     """
-    parts = _batches(classifier, images, device, workers)
+    parts = _batches(classifier, images, device, workers, ranks)
     if compact and 4 * len(images) * classifier.num_classes > MOST_BYTES:
         kept = torch.empty(len(images), classifier.num_classes, dtype=torch.float16)
         parts = ((part - part.amax(1, keepdim=True)).clamp(min=_LOWEST) for part in parts)
@@ -89,8 +94,20 @@ def _stored(parts: Iterator[Tensor], into: Tensor) -> Iterator[Tensor]:
         yield part
 
 
+def help_evaluate(
+    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None, ranks: Ranks
+) -> None:
+    """Compute this process's share of the logits that the first process collects at the same time."""
+    for _ in _batches(classifier, images, device, workers, ranks):
+        pass
+
+
 def _batches(
-    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None
+    classifier: Classifier,
+    images: LabelledImages,
+    device: torch.device,
+    workers: int | None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Tensor]:
     if classifier.class_names != images.class_names:
         raise UserError(
@@ -99,15 +116,33 @@ def _batches(
         )
     # Refused here and now, not when the first part is asked for: hence no generator itself, but returning one.
     classifier = classifier.to(device)
+    batch = _BATCH if isinstance(images, ImageFiles) else _RESIDENT_BATCH
+    starts = range(0, len(images), batch)
+    own = starts if ranks is None else starts[ranks.rank :: ranks.world]
+    parts = (
+        classifier.logits(part)
+        for part in _inputs(
+            images,
+            [(s, min(s + batch, len(images))) for s in own],
+            default_workers(device) if workers is None else workers,
+            device.type != "cpu",
+        )
+    )
+    if ranks is None or ranks.alone:
+        return parts
+    sizes = [min(batch, len(images) - start) for start in starts]
+    return logits_in_turn(parts, sizes, classifier.num_classes, ranks, device)
+
+
+def _inputs(images: LabelledImages, places: Sequence[tuple[int, int]], workers: int, pin: bool) -> Iterator[Tensor]:
+    """Yield what the classifier takes of the images from start to end of every place."""
     if isinstance(images, ImageSet):
-        return (classifier.logits(part) for part in torch.split(images.images, _RESIDENT_BATCH))
+        return (images.images[start:end] for start, end in places)
     if isinstance(images, FeatureSet):
-        return (classifier.logits(part[:, 0].float()) for part in torch.split(images.features, _RESIDENT_BATCH))
+        return (images.features[start:end, 0].float() for start, end in places)
     if not isinstance(images, ImageFiles):
         raise ValueError(f"there is no way to read {type(images).__name__}")
-    workers = default_workers(device) if workers is None else workers
-    pin = device.type != "cpu"
-    return (classifier.logits(frames) for frames in plain_frames(images, _BATCH, workers, pin=pin))
+    return plain_places(images, places, workers, pin=pin)
 
 
 def evaluate_classifier(
@@ -117,13 +152,15 @@ def evaluate_classifier(
     edges: Sequence[int] = GROUP_EDGES,
     workers: int | None = None,
     scratch: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate on ``images``; groups are by the model's training counts, with the edges (many above, few below).
 
     Logits of more than 1 GiB lie in a file without a name in ``scratch`` (see ``logit_store``).
+    Of several ``ranks`` each computes a share; the first calls this, the others :func:`help_evaluate`.
     """
     logits = logit_store(len(images), classifier.num_classes, scratch)
-    parts = _stored(_batches(classifier, images, device, workers), logits)
+    parts = _stored(_batches(classifier, images, device, workers, ranks), logits)
     seen = summarise_logits(parts, images.labels, classifier.logit_prior.cpu())
     summary = _evaluation(seen, logits, classifier.class_counts.cpu(), images.class_names, edges)
     paths = images.paths
@@ -160,10 +197,26 @@ def _evaluation(
 
 
 def quick_look(
-    classifier: Classifier, images: LabelledImages, device: torch.device, workers: int | None = None, of: str = "test"
+    classifier: Classifier,
+    images: LabelledImages,
+    device: torch.device,
+    workers: int | None = None,
+    of: str = "test",
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """Return top-1 and balanced accuracy on a set named ``of``, for a curve; nothing may be selected by the test's."""
-    predictions = torch.cat([logits.argmax(1) for logits in _batches(classifier, images, device, workers)])
+    """Return top-1 and balanced accuracy on a set named ``of``, for a curve; nothing may be selected by the test's.
+
+    Of several ``ranks`` each computes a share, and all call this and get the figures.
+    """
+    parts = [logits.argmax(1) for logits in _batches(classifier, images, device, workers, ranks)]
+    if ranks is not None and not ranks.alone:
+        # Others than the first have seen their own share only: what it found is told to all.
+        figures: dict[str, float] = ranks.share(_looked(torch.cat(parts), images, of) if ranks.is_main else None)
+        return figures
+    return _looked(torch.cat(parts), images, of)
+
+
+def _looked(predictions: Tensor, images: LabelledImages, of: str) -> dict[str, float]:
     recall = class_recall(predictions, images.labels, images.num_classes)
     return {
         f"{of}_top1": float((predictions == images.labels).double().mean()),

@@ -10,6 +10,7 @@ from longtail.data.feature_loading import FeatureLoader
 from longtail.data.feature_set import STORED
 from longtail.data.loading import ResidentLoader
 from longtail.data.samplers import Sampler
+from longtail.data.shares import WHOLE, Share
 from longtail.data.streaming import StreamingLoader, default_workers
 from longtail.data.views import build_view
 from longtail.methods import Method, MethodContext
@@ -17,7 +18,9 @@ from longtail.methods import Method, MethodContext
 Loader = ResidentLoader | StreamingLoader | FeatureLoader
 
 
-def build_loader(method: Method, seed: int, context: MethodContext, device: torch.device) -> Loader:
+def build_loader(
+    method: Method, seed: int, context: MethodContext, device: torch.device, share: Share = WHOLE
+) -> Loader:
     """Return what gives the batches of a stage.
 
     Args:
@@ -25,6 +28,7 @@ def build_loader(method: Method, seed: int, context: MethodContext, device: torc
         seed: of the stage.
         context: what the method was built from.
         device: where batches go.
+        share: of every batch, what this process makes.
     """
     train, batch_size, epochs = context.train, resolved(context.config.batch_size), context.stage.epochs
     if isinstance(train, FeatureSet):
@@ -38,6 +42,7 @@ def build_loader(method: Method, seed: int, context: MethodContext, device: torc
             context.std,
             plain={name: recipe != STORED for name, recipe in (method.views | method.fetched_views).items()},
             sampler=Sampler(method.sampler, train.labels, epochs, train.weights),
+            share=share,
         )
     views, fetched = (
         {name: build_view(recipe, context.mean, context.std) for name, recipe in recipes.items()}
@@ -45,11 +50,21 @@ def build_loader(method: Method, seed: int, context: MethodContext, device: torc
     )
     sampler = Sampler(method.sampler, train.labels, epochs)
     if isinstance(train, ImageSet):
-        return ResidentLoader(train, views, batch_size, seed, device, fetched=fetched, sampler=sampler)
+        return ResidentLoader(train, views, batch_size, seed, device, fetched=fetched, sampler=sampler, share=share)
     if not isinstance(train, ImageFiles):
         raise ValueError(f"there is no loader for {type(train).__name__}")
     loading = context.config.loading
     workers = default_workers(device) if loading.workers is None else loading.workers
     return StreamingLoader(
-        train, views, batch_size, seed, device, epochs, workers, loading.prefetch, fetched=fetched, sampler=sampler
+        train,
+        views,
+        batch_size,
+        seed,
+        device,
+        epochs,
+        workers,
+        loading.prefetch,
+        fetched=fetched,
+        sampler=sampler,
+        share=share,
     )

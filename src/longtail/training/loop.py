@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from longtail.config import TrainConfig, resolved
 from longtail.data.keyed import derive_seed
+from longtail.memory import own_share, whole_state
 from longtail.methods import Stage, Trainable
+from longtail.ranks import Ranks
 from longtail.training.capture import CapturedStep, CudaRecorder, Step, can_capture
 from longtail.training.checkpoint import (
     load_module,
@@ -37,9 +39,12 @@ from longtail.training.schedule import learning_rate_factor
 from longtail.training.selection import BestEpoch
 from longtail.training.step import TrainingStep
 from longtail.training.step_record import BadSteps, EpochSums
+from longtail.training.whole_batch import SharedLoader
 
 _LOOK_SECONDS = 2.0
 """Time between two looks at what a device refused: each waits for it."""
+_STEPS_BETWEEN_MEETINGS = 16
+"""Beside accelerators, steps between two agreements of several processes: each waits for the others."""
 
 
 class States(Protocol):
@@ -98,6 +103,7 @@ class StageJob:
         validate: likewise, on the validation images; None if there are none. The last epoch is always looked at.
         identity: facts that a state must agree on to be resumed (written into it).
         figure: of those that ``validate`` returns, what the best epoch is chosen by.
+        ranks: the processes that train together; each runs the same loop, and takes the same decisions.
     """
 
     config: TrainConfig
@@ -115,6 +121,7 @@ class StageJob:
     validate: Callable[[Any], dict[str, float]] | None
     identity: dict[str, Any]
     figure: str = "val_balanced_accuracy"
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 class StageRun:
@@ -133,7 +140,9 @@ class StageRun:
         # Channels last: the same figures in less time (benchmarks/step.py).
         self.method: Trainable = job.build_method().to(job.device).to(memory_format=torch.channels_last)
         self.method.train()
-        self.loader = job.build_loader(self.method, self.seed)
+        parts = config.optimiser.accumulate
+        loader = job.build_loader(self.method, self.seed)
+        self.loader: StepLoader = loader if job.ranks.alone else SharedLoader(loader, job.ranks, parts)
         notice = getattr(self.loader, "notice", None)  # one that keeps the images may have to say where
         if notice is not None:
             job.progress.say(notice)
@@ -155,10 +164,13 @@ class StageRun:
             clip_norm=config.optimiser.clip_norm,
             sharpness=config.optimiser.sharpness,
             first=self.step,
+            ranks=job.ranks,
+            parts=parts,
         )
         self.take_step = self._maybe_captured(self.training_step)
         self._saved_at = self._looked_at = time.monotonic()
         self._diverged: str | None = None
+        self._asked = 0
         self._fill_memory(fresh=restored is None)
         if restored is not None:
             self._restore(*restored)
@@ -184,6 +196,7 @@ class StageRun:
         if self.total_steps == 0:
             with closing(self.loader):
                 self.save()
+            self._agree_to_stop(last=True)
             self._stop_if_asked(0)
             self.method.finish()
             return self.deployable()
@@ -201,6 +214,7 @@ class StageRun:
                 self.take_step(self.loader.load(epoch, step), self.step / self.total_steps)
                 self.step += 1
                 last = step + 1 == per_epoch
+                self._agree_to_stop(last)
                 self._look_for_bad_steps(at_once=last or self.job.stop.received is not None)
                 self.job.progress.step(self.step, rate, self.training_step.sums.so_far)
                 if last:
@@ -223,6 +237,7 @@ class StageRun:
     def _stop_if_asked(self, epoch: int) -> None:
         if self.job.stop.received is not None:
             self.save()
+            self.job.ranks.barrier()  # a launcher kills all when the first one ends: not before the state is there
             raise Interrupted(
                 f"stopped at epoch {epoch} of {self.stage.epochs} of stage {self.stage.name!r}; its state is saved.",
                 self.job.stop.received,
@@ -232,6 +247,8 @@ class StageRun:
         """Return the step, captured where the device can and the method's step is the same all through."""
         # Sharpness-aware steps put the generators back in their middle, which no recording holds.
         fixed = not self.method.uses_progress and not self.config.optimiser.sharpness
+        # What a gradient waits for, another process, is not recorded either.
+        fixed = fixed and self.job.ranks.alone
         if not can_capture(self.job.device) or not self.config.capture or not fixed:
             return step
         return CapturedStep(step, CudaRecorder(self.job.device), self.job.progress.say)
@@ -239,12 +256,26 @@ class StageRun:
     def _look_for_bad_steps(self, at_once: bool) -> None:
         """Tell of steps that were refused, and end the run if it goes on; a device is asked now and then only."""
         now = time.monotonic()
-        if self.job.device.type != "cpu" and not at_once and now - self._looked_at < _LOOK_SECONDS:
+        waits = now - self._looked_at < _LOOK_SECONDS if self.job.ranks.alone else not self._meets()
+        if self.job.device.type != "cpu" and not at_once and waits:
             return
         self._looked_at = now
         bad = self.training_step.guard.look()
         if bad is not None:
             self._tell(bad)
+
+    def _meets(self) -> bool:
+        """Return whether processes that train together speak with each other after this step: all at the same ones."""
+        return self.job.device.type == "cpu" or self.step % _STEPS_BETWEEN_MEETINGS == 0
+
+    def _agree_to_stop(self, last: bool) -> None:
+        """Let all processes stop after the same step, though a signal reaches each at another moment."""
+        ranks, stop = self.job.ranks, self.job.stop
+        if ranks.alone:
+            return
+        self._asked = stop.received or self._asked
+        meets = last or self._meets()
+        stop.received = (ranks.any_number(self._asked) or None) if meets else None
 
     def _tell(self, bad: BadSteps) -> None:
         epoch = bad.last // self.loader.steps_per_epoch + 1
@@ -277,7 +308,9 @@ class StageRun:
         self.job.log.write({**record, "steps_taken": taken, **figures})
         self.job.progress.epoch(epoch, taken, figures)
         self.training_step.sums.clear()
-        due = time.monotonic() - self._saved_at >= self.config.checkpoint.every_seconds
+        # Of a queue in shares, all processes give theirs: no clock of its own may tell one to.
+        late = time.monotonic() - self._saved_at >= self.config.checkpoint.every_seconds
+        due = self.job.ranks.any_number(int(late)) > 0
         if self.training_step.guard.in_row == 0 and (due or self.step == self.total_steps):
             self.save()
 
@@ -306,7 +339,7 @@ class StageRun:
         tensors, numbers = optimiser_state(self.optimiser)
         sums = self.training_step.sums
         state = {
-            **prefixed("method", self.method.state_dict()),
+            **prefixed("method", whole_state(self.method)),
             **prefixed("optimiser", tensors),
             **prefixed("sums", sums.tensors()),
         }
@@ -327,7 +360,7 @@ class StageRun:
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         what = f"the state in {self.job.checkpoints.folder}"
-        load_module(self.method, part(tensors, "method"), what)
+        load_module(self.method, own_share(self.method, part(tensors, "method")), what)
         restore_optimiser(self.optimiser, part(tensors, "optimiser"), meta["optimiser"])
         if self.average is not None:
             load_module(self.average, part(tensors, "average"), what)

@@ -101,17 +101,45 @@ class RunFolder:
         """Write the resolved options."""
         write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
 
+    def note_job(self, job: str, seeds: Sequence[int], restarts: int) -> None:
+        """Note in ``environment.json`` which job trains here from now on, by how many processes, and their seeds.
+
+        From its seed a process draws what layers of the encoder draw (dropout): all else follows from the batch.
+        """
+        path = self.path / "environment.json"
+        record = read_json(path) if path.exists() else {}
+        record["ranks"] = {"job": job, "world": len(seeds), "seeds": list(seeds), "restarts": restarts}
+        write_json(path, record)
+
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
         """Add wall-clock seconds to a stage's account, beside what it ran on (not part of what is reproduced)."""
         path = self.path / "environment.json"
         spent = read_environment(path)["seconds"]
         before = spent.get(stage)
         spent[stage] = round(seconds + (before if isinstance(before, int | float) else 0.0), 1)
-        write_json(path, {**environment(device), "seconds": spent})
+        ranks = read_json(path).get("ranks") if path.exists() else None
+        more = {} if ranks is None else {"ranks": ranks}
+        write_json(path, {**environment(device), **more, "seconds": spent})
 
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.close()
+
+
+class WatchedFolder(RunFolder):
+    """A run's folder as a process sees it that trains along but writes nothing: the first one does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Nothing."""
+
+    def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def check_free(path: Path, resume: bool, overwrite: bool) -> None:

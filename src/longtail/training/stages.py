@@ -12,12 +12,14 @@ import torch
 
 from longtail.config import TrainConfig
 from longtail.data import DataSplits, FeatureSet
+from longtail.data.shares import Share
 from longtail.errors import UserError
 from longtail.methods import MethodContext, Stage, get_method
 from longtail.models import Classifier
+from longtail.ranks import Ranks
 from longtail.training.calibration import calibrate, validation_notes, with_validation
-from longtail.training.checkpoint import CheckpointFolder, MetricsLog
-from longtail.training.evaluation import evaluate_classifier, quick_look, write_evaluation
+from longtail.training.checkpoint import CheckpointFolder, MetricsLog, NoCheckpoints, NoLog
+from longtail.training.evaluation import evaluate_classifier, help_evaluate, quick_look, write_evaluation
 from longtail.training.gallery import write_gallery
 from longtail.training.guard import StopRequest
 from longtail.training.loaders import build_loader
@@ -49,18 +51,21 @@ def run_stages(
     folder: RunFolder,
     progress: ProgressReporter,
     follow: Callable[[], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train every stage that is not finished yet, write model and evaluation, and return the evaluation.
 
-    ``follow`` is called whenever ``metrics.jsonl`` has changed.
+    ``follow`` is called whenever ``metrics.jsonl`` has changed. Of several ``ranks`` all call this, each with the same
+    data; the first writes, and has the evaluation.
 
     Raises:
         Interrupted, Diverged: see :class:`longtail.training.loop.StageRun`; the state is written.
         UserError: a checkpoint does not fit.
     """
     device = torch.device(config.device)
+    ranks = ranks or Ranks()
     stages = plan_stages(config)
-    checkpoints = CheckpointFolder(folder.path / "resume")
+    checkpoints = (CheckpointFolder if ranks.is_main else NoCheckpoints)(folder.path / "resume")
     identity: dict[str, Any] = {
         "train": data.train.fingerprint(),
         "test": data.test.fingerprint(),
@@ -77,40 +82,48 @@ def run_stages(
             f"the data is not what the run in {folder.path} was started with; restore it, or start anew with "
             "--overwrite."
         )
-    log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0, follow)
+    done = None if restored is None else [restored[1]["stage"], restored[1]["step"]]
+    ranks.check_same({"saved state": done}, "all processes must see the same --out folder")
+    length = restored[1]["log_length"] if restored else 0
+    log = MetricsLog(folder.path / "metrics.jsonl", length, follow) if ranks.is_main else NoLog()
+    share = Share(ranks.rank, ranks.world, config.optimiser.accumulate)
     workers = config.loading.workers
 
     def look(classifier: Classifier) -> dict[str, float]:
-        return quick_look(classifier, data.test, device, workers)
+        return quick_look(classifier, data.test, device, workers, ranks=ranks)
 
     def validate(classifier: Classifier) -> dict[str, float]:
         assert data.validation is not None
-        return quick_look(classifier, data.validation, device, workers, of="val")
+        return quick_look(classifier, data.validation, device, workers, of="val", ranks=ranks)
 
     finished: dict[str, Classifier] = {}
     evaluation: dict[str, Any] = {}
     plan = [PlannedStage(stage.name, stage.epochs, get_method(stage.method).passes) for stage in stages]
     progress.plan(str(folder.path), folder.path / "report.html", plan)
-    heads = TextHeads(folder.path, config, data.train.class_names, device)
-    heads.keep(stages)
-    zero_shot = evaluate_zero_shot(folder.path, config, data, heads, device)
-    if zero_shot is not None:
-        progress.say(zero_shot_line(zero_shot))
+    with ranks.main_first():  # which computes what the others read
+        heads = TextHeads(folder.path, config, data.train.class_names, device)
+        if ranks.is_main:
+            heads.keep(stages)
+            zero_shot = evaluate_zero_shot(folder.path, config, data, heads, device)
+            if zero_shot is not None:
+                progress.say(zero_shot_line(zero_shot))
     with StopRequest() as stop:
+        ranks.stopped = lambda: stop.received is not None
         for number, stage in enumerate(stages):
             target = folder.path if stage is stages[-1] else folder.path / stage.name
             if restored is not None and restored[1]["stage"] > number:
                 finished[stage.name] = Classifier.load(target)
                 continue
             resumed = restored is not None
-            previous = _previous(stage, finished, folder.path, resumed)
+            with ranks.main_first():
+                previous = _previous(stage, finished, folder.path, resumed)
             text = None if resumed else heads.of(stage)
             context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed, text)
             job = StageJob(
                 config=config,
                 stage=stage,
                 build_method=partial(get_method(stage.method).build, context),
-                build_loader=partial(build_loader, context=context, device=device),
+                build_loader=partial(build_loader, context=context, device=device, share=share),
                 number=number,
                 device=device,
                 checkpoints=checkpoints,
@@ -120,6 +133,7 @@ def run_stages(
                 look=look,
                 validate=None if data.validation is None else validate,
                 identity=identity,
+                ranks=ranks,
             )
             began = time.monotonic()
             # Everything random in a stage is seeded by it; the caller's generator (on the CPU) is left as it was.
@@ -132,20 +146,25 @@ def run_stages(
                 finally:
                     folder.note_seconds(stage.name, time.monotonic() - began, device)
             assert isinstance(trained, Classifier)
-            finished[stage.name] = trained
-            trained.save(target)
-            if not run.method.classifies:
-                finished[stage.name] = Classifier.load(target)
-                continue
+            if ranks.is_main:
+                trained.save(target)
+            ranks.barrier()
             # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
             classifier = finished[stage.name] = Classifier.load(target)
+            if not run.method.classifies:
+                continue
+            if not ranks.is_main:
+                for images in (data.validation, data.test):
+                    if images is not None:
+                        help_evaluate(classifier, images, device, workers, ranks)
+                continue
             progress.note(f"evaluating {stage.name}")
             if data.validation is not None:
                 selected = None if run.best is None else run.best.record
-                calibrate(target, classifier, data.validation, device, workers, selected)
+                calibrate(target, classifier, data.validation, device, workers, selected, ranks)
                 for note in validation_notes(target):
                     progress.say(f"{stage.name}: {note}")
-            evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers, target)
+            evaluated = evaluate_classifier(classifier, data.test, device, config.group_edges, workers, target, ranks)
             evaluated = with_validation(target, evaluated, classifier.logit_prior)
             evaluated = with_shortlists(target, evaluated, classifier.logit_prior)
             evaluated = with_zero_shot(target, evaluated) if stage is stages[-1] else evaluated

@@ -7,19 +7,22 @@ has to tell (its losses, and whether it was refused because something was not fi
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from longtail.data.loading import Batch
 from longtail.methods import Trainable
+from longtail.ranks import Ranks
 from longtail.training.ema import MovingAverage
 from longtail.training.guard import NormStatistics
 from longtail.training.optimisers import step_unless
 from longtail.training.step_record import EpochSums, StepGuard
+from longtail.training.whole_batch import agreed, micro_batches, spread
 
 
 class TrainingStep:
@@ -34,6 +37,9 @@ class TrainingStep:
         clip_norm: largest L2 norm of the gradient; None = no clipping.
         sharpness: radius of sharpness-aware steps; 0 = plain steps.
         first: number of the first step, 0-based.
+        ranks: who trains together; None = this process alone.
+        parts: micro-batches of a step, whose losses count alike. The memory takes in the whole batch before the first
+            of them; what a loss compares within a batch, and batch normalisation, see one of them at a time.
 
     Attributes:
         sums: losses and readings of the present epoch.
@@ -50,7 +56,11 @@ class TrainingStep:
         clip_norm: float | None = None,
         sharpness: float = 0.0,
         first: int = 0,
+        ranks: Ranks | None = None,
+        parts: int = 1,
     ) -> None:
+        self.ranks, self.parts = ranks or Ranks(), parts
+        self._losses_of = spread(method, self.ranks, device)
         self.method, self.optimiser, self.average = method, optimiser, average
         self.device, self.bfloat16, self.clip_norm, self.sharpness = device, bfloat16, clip_norm, sharpness
         self.sums, self.guard = EpochSums(), StepGuard(first, device)
@@ -72,22 +82,35 @@ class TrainingStep:
         self._statistics.keep()
         with self.autocast():
             self.method.update_memory(batch)
-            self._generators = _generator_states(self.device) if self.sharpness else []
-            losses = self.method(batch, progress)
-        readings = self.method.readings()
-        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        self._generators = _generator_states(self.device) if self.sharpness else []
+        figures = self._differentiate(batch, progress)
+        losses = figures[0]
         trained, norm = self._gradient()
         if self._first_pass is not None:
             self._from_the_worst_place_near(batch, progress, trained, norm, self._first_pass)
             trained, norm = self._gradient()
-        bad = self.guard.judge(losses, self._statistics.size(), norm)
+        bad = agreed(self.guard.judge(losses, self._statistics.size(), norm), self.ranks)
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
         step_unless(self.optimiser, bad)
         self._statistics.restore(bad)
         if self.average is not None:
             self.average.update(bad)
-        self.sums.add({**losses, **readings}, bad)
+        self.sums.add({**losses, **figures[1]}, bad)
+
+    def _differentiate(self, batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Add the gradient of the step's loss, and return its losses and readings: the means over the micro-batches."""
+        every: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        for part in micro_batches(batch, self.parts, self.ranks.world):
+            # Gradients are averaged over processes once a step, with those of the last micro-batch.
+            later = len(every) + 1 < self.parts and isinstance(self._losses_of, DistributedDataParallel)
+            with self._losses_of.no_sync() if later else nullcontext():  # type: ignore[attr-defined]
+                with self.autocast():
+                    losses = self._losses_of(part, progress)
+                every.append((losses, self.method.readings()))
+                whole = torch.stack(list(losses.values())).sum()
+                torch.autograd.backward(whole if self.parts == 1 else whole / self.parts)
+        return every[0] if self.parts == 1 else (_means([e[0] for e in every]), _means([e[1] for e in every]))
 
     def _gradient(self) -> tuple[list[nn.Parameter], Tensor]:
         """Return the parameters that have a gradient, and the L2 norm of all of it."""
@@ -113,11 +136,13 @@ class TrainingStep:
         torch._foreach_add_(values, torch._foreach_mul(gradient, self.sharpness / (norm + 1e-12)))
         self.optimiser.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            with self.autocast():
-                losses = self.method(batch, progress)
-            torch.autograd.backward(torch.stack(list(losses.values())).sum())
+            self._differentiate(batch, progress)
         torch._foreach_copy_(values, kept)
         first_pass.undo()
+
+
+def _means(figures: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([each[name].detach() for each in figures]).mean(0) for name in figures[0]}
 
 
 def _generator_states(device: torch.device) -> list[Callable[[], None]]:

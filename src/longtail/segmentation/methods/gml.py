@@ -122,6 +122,10 @@ class GML(LogitAdjustment):
             raise UserError(f"--queue.kind {config.queue.kind} is not there for segmentation; use class_wise.")
         if not config.queue.project:
             raise UserError("--queue.project false is not there for segmentation; leave it out.")
+        if config.queue.sharded:
+            raise UserError("--queue.sharded is not there for segmentation; leave it out.")
+        if config.queue.fresh_share != 1:
+            raise UserError("--queue.fresh_share is not there for segmentation; leave it out.")
         share = config.segmentation.queue_share
         counts = capped_counts(train.class_counts, share)
         queue_lengths(counts, resolved(config.queue.capacity), resolved(config.queue.min_per_class))

@@ -1,0 +1,77 @@
+"""What processes that train together must agree on before they begin: options, data, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import longtail
+from longtail.config import TrainConfig, resolved
+from longtail.data import DataSplits
+from longtail.data.keyed import derive_seed
+from longtail.data.shares import check_divides
+from longtail.errors import UserError
+from longtail.files import read_json
+from longtail.options import make_config, parse_values
+from longtail.ranks import Ranks
+
+
+def check_processes(ranks: Ranks, given: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` unless all processes were given the same options and run the same versions."""
+    if ranks.alone:
+        return
+    versions = {
+        "version of longtail": longtail.__version__,
+        "version of torch": torch.__version__,
+        "version of Python": platform.python_version(),
+    }
+    ranks.check_same(versions, "install the same versions on every machine")
+    ranks.check_same({f"--{key}": str(value) for key, value in given.items()}, "start all with the same command")
+
+
+def agreed_config(config: TrainConfig, data: DataSplits, ranks: Ranks) -> TrainConfig:
+    """Return the first process's options, which were chosen by its memory and its timings; one process keeps its own.
+
+    Raises:
+        UserError: the processes see different data, or the batch cannot be dealt to them.
+    """
+    if not ranks.alone:
+        sets = {"training": data.train, "validation": data.validation, "test": data.test}
+        facts: dict[str, Any] = {}
+        for name, images in sets.items():
+            facts[f"number of {name} images"] = None if images is None else len(images)
+            facts[f"{name} set"] = None if images is None else images.fingerprint()
+        counts = data.train.class_counts
+        facts["number of classes"] = len(counts)
+        facts["class counts"] = hashlib.sha256(str(counts.tolist()).encode()).hexdigest()[:12]
+        ranks.check_same(facts, "give every machine the same data")
+        config = make_config(parse_values(ranks.share(asdict(config)), "process 0"))
+        ranks.seed = derive_seed(config.seed, "rank", ranks.rank)
+    check_divides(resolved(config.batch_size), ranks.world, config.optimiser.accumulate)
+    return config
+
+
+def how_to_begin(out: Path, resume: bool, overwrite: bool, ranks: Ranks) -> tuple[bool, bool]:
+    """Return ``resume`` and ``overwrite`` as they are meant: a job that its launcher starts anew goes on.
+
+    So it does only if the run in ``out`` is its own, which :meth:`RunFolder.note_job` noted there. Another command may
+    have the same name for its job; after a restart the first process may have another launcher.
+    """
+    if not ranks.job:
+        return resume, overwrite
+    path = out / "environment.json"
+    try:
+        record = read_json(path) if path.exists() else {}
+    except UserError:
+        record = {}
+    known = record.get("ranks") if isinstance(record, dict) else None
+    job = str(known.get("job")) if isinstance(known, dict) else ""
+    name = ranks.job.split()[0]
+    own = job == ranks.job or (ranks.restarts > 0 and name != "none" and job.split()[:1] == [name])
+    return (True, False) if own else (resume, overwrite)
