@@ -46,20 +46,27 @@ def data(make_photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def of_two(data, tmp_path_factory):
+def of_one(data, tmp_path_factory):
+    """The folder of a run of one process: this one, so that those that are forked have all modules loaded."""
+    folder = tmp_path_factory.mktemp("ranks") / "one"
+    train(None, folder, data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(of_one, data, tmp_path_factory):
     """What two processes said of a run, and its folder."""
     folder = tmp_path_factory.mktemp("ranks") / "two"
     return in_processes(2, train, folder, data), folder
 
 
-def test_a_run_on_files_leaves_what_one_process_leaves(of_two, data, tmp_path):
-    train(None, tmp_path / "one", data)
+def test_a_run_on_files_leaves_what_one_process_leaves(of_one, of_two):
     done, folder = of_two
-    assert done == [("done", sorted(os.listdir(tmp_path / "one")))] * 2
-    ours, theirs = (json.loads((path / "evaluation.json").read_text()) for path in (tmp_path / "one", folder))
+    assert done == [("done", sorted(os.listdir(of_one)))] * 2
+    ours, theirs = (json.loads((path / "evaluation.json").read_text()) for path in (of_one, folder))
     assert (ours["top1"], ours["selected"]) == (theirs["top1"], theirs["selected"])
     # Logits of the test set in order, none twice: float32 sums in another order are all that differs.
-    one, two = (load_file(path / "predictions.safetensors") for path in (tmp_path / "one", folder))
+    one, two = (load_file(path / "predictions.safetensors") for path in (of_one, folder))
     assert torch.equal(one["labels"], two["labels"])
     assert torch.allclose(one["logits"], two["logits"], atol=1e-3)
     seeds = json.loads((folder / "environment.json").read_text())["ranks"]["seeds"]
