@@ -1,5 +1,6 @@
 """Several processes on this machine that train together, without a launcher: forked, so that torch is loaded once."""
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -15,6 +16,7 @@ def free_port():
 
 
 def _one(pipe, place, function, arguments):
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     os.environ.update({key: str(value) for key, value in place.items()})
     try:
         mine = ranks.connect("cpu")
@@ -27,19 +29,38 @@ def _one(pipe, place, function, arguments):
         ranks._connected._farewell()
 
 
-def in_processes(world, function, *arguments):
-    """Return what ``function(ranks, *arguments)`` did in each of ``world`` processes: ("done", value) or the error."""
+class Job:
+    """A process of :func:`start_processes`."""
+
+    def __init__(self, process, pipe):
+        self.process, self.pipe, self.pid = process, pipe, process.pid
+
+    def result(self, seconds=60):
+        """Return ("done", value), or name and text of the error; ("silent", None) if it ended without a word."""
+        try:
+            result = self.pipe.recv() if self.pipe.poll(seconds) else ("silent", None)
+        except EOFError:
+            result = "silent", None
+        self.process.join(20)
+        self.process.kill()
+        return result
+
+
+def start_processes(world, function, *arguments, **more):
+    """Start ``function(ranks, *arguments, **more)`` in each of ``world`` processes."""
     context, port = multiprocessing.get_context("fork"), free_port()
     jobs = []
     for rank in range(world):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
         ours, theirs = context.Pipe()
-        job = context.Process(target=_one, args=(theirs, place | {"MASTER_PORT": port}, function, arguments))
+        called = functools.partial(function, **more)
+        job = context.Process(target=_one, args=(theirs, place | {"MASTER_PORT": port}, called, arguments))
         job.start()
-        jobs.append((job, ours))
-    try:
-        return [ours.recv() if ours.poll(60) else ("silent", None) for _, ours in jobs]
-    finally:
-        for job, _ in jobs:
-            job.join(20)
-            job.kill()
+        theirs.close()
+        jobs.append(Job(job, ours))
+    return jobs
+
+
+def in_processes(world, function, *arguments):
+    """Return what ``function(ranks, *arguments)`` did in each of ``world`` processes (see :meth:`Job.result`)."""
+    return [job.result() for job in start_processes(world, function, *arguments)]

@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -146,9 +147,11 @@ class Ranks:
         """Publish what ended this process; return what is to be raised instead, if another is the reason."""
         if isinstance(error, RankFailed):
             return None
+        # Whoever ends by an error has said so before its connections close.
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
-        if lost:
-            self._sleep_until(lambda: self.store.check([_FAILED]), _GRACE_SECONDS)
+        if threading.current_thread() is threading.main_thread():
+            # This process ends by itself: a launcher that tells it to must not cut off its last word.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code, text = (1, _GONE) if lost else _sentence(error)
         mine = json.dumps({"rank": self.rank, "code": code, "text": text, "lost": lost})
         try:
@@ -268,7 +271,7 @@ def connect(device: str) -> Ranks:
 def _own_store(rank: int) -> Any:
     """Return a store that the first process of this start holds: the launcher's keeps what a start before it wrote.
 
-    Its address is told through the launcher's store, where that of a start before may still stand; nobody answers there.
+    Its port is told through the launcher's store, where that of a start before may still stand: nobody answers there.
 
     Raises:
         RuntimeError: torch's, if the others do not come.

@@ -65,7 +65,9 @@ def train(ranks, config, splits, number=0):
         run.run()
     kept = {name: value.numpy() for name, value in run.method.state_dict().items()}
     kept |= {f"grad {name}": p.grad.numpy() for name, p in run.method.named_parameters() if p.grad is not None}
-    kept |= {f"average {name}": value.numpy() for name, value in (run.average or torch.nn.Module()).state_dict().items()}
+    kept |= {
+        f"average {name}": value.numpy() for name, value in (run.average or torch.nn.Module()).state_dict().items()
+    }
     figures = {f"{k} {i}": v for i, r in enumerate(records) for k, v in r.items() if isinstance(v, float)}
     return kept | {name: torch.tensor(value).double().numpy() for name, value in figures.items()}
 
@@ -78,7 +80,7 @@ def differences(world, config, splits):
         assert kind == "done", (kind, value)
         assert value.keys() == alone.keys()
         for name, one in alone.items():
-            assert one.shape == value[name].shape and one.dtype == value[name].dtype
+            assert (one.shape, one.dtype) == (value[name].shape, value[name].dtype)
             gap = abs(one.astype("float64") - value[name].astype("float64")).max() if one.size else 0.0
             found[name] = max(found.get(name, 0.0), float(gap))
     return found
@@ -90,7 +92,9 @@ def options(method, **more):
 
 CASES = {
     "gml": options("gml", teacher__kind="momentum", loss__learn_temperature=True, optimiser__ema=0.9),
-    "gml, clipped, sharp": options("gml", teacher__kind="momentum", optimiser__clip_norm=0.1, optimiser__sharpness=0.05),
+    "gml, clipped, sharp": options(
+        "gml", teacher__kind="momentum", optimiser__clip_norm=0.1, optimiser__sharpness=0.05
+    ),
     "gml, accumulated": options("gml", teacher__kind="momentum", optimiser__accumulate=2),
     "paco": options("paco"),
     "bcl": options("bcl"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from longtail.errors import UserError
@@ -26,10 +25,6 @@ class Share:
     rank: int = 0
     ranks: int = 1
     parts: int = 1
-
-    def rows(self, batch_size: int) -> Tensor:
-        """Return the places in the batch that this process makes, int64 ``[batch_size / ranks]``."""
-        return torch.arange(batch_size).view(self.parts, self.ranks, -1)[:, self.rank].flatten()
 
     def of(self, values: Tensor, batch_size: int) -> Tensor:
         """Return this process's rows of ``values [S * batch_size, ...]``, those of S batches one after the other."""
