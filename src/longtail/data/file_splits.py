@@ -133,10 +133,11 @@ def _look(
     good = torch.ones(len(listing), dtype=torch.bool)
     skipped: tuple[tuple[str, str], ...] = ()
     if facts.errors:
-        note = bad_image_message(facts.errors, listing.paths, len(listing), skipped=checks.on_bad == "skip")
+        titles = {index: listing.title(index) for index in facts.errors}
+        note = bad_image_message(facts.errors, titles, len(listing), skipped=checks.on_bad == "skip")
         if checks.on_bad == "error":
             raise UserError(note)
-        skipped = tuple((listing.paths[index], reason) for index, reason in sorted(facts.errors.items()))
+        skipped = tuple((titles[index], reason) for index, reason in sorted(facts.errors.items()))
         good[list(facts.errors)] = False
         if training:
             _check_still_there(listing, labels, good, class_names)
@@ -148,6 +149,7 @@ def _look(
         class_names=class_names,
         sizes=torch.stack([torch.from_numpy(facts.heights), torch.from_numpy(facts.widths)], 1)[good],
         digests=torch.from_numpy(facts.digests)[good],
+        members=listing.members,
     )
     return listing, files, skipped
 
@@ -158,8 +160,10 @@ def _facts(listing: Listing, source: DataOptions, checks: FileChecks) -> ImageFa
     looked_at = range(0, count, 1 if source.check == "full" else max(1, count // _SAMPLE))
     level: Level = "full" if source.check == "full" else "header"
     name = listing.name if source.check == "full" else f"{listing.name} (sample)"
-    paths = listing.paths if len(looked_at) == count else [listing.paths[index] for index in looked_at]
-    facts = check_images(listing.root, paths, level, checks.workers, checks.cache, name, checks.progress)
+    some = listing if len(looked_at) == count else listing.select(looked_at)
+    facts = check_images(
+        some.root, some.paths, level, checks.workers, checks.cache, name, checks.progress, place=some.place
+    )
     if len(looked_at) == count:
         return facts
 

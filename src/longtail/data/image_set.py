@@ -11,6 +11,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from longtail.data.tar_members import Members
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -164,6 +166,7 @@ class ImageFiles(LabelledImages):
         sizes: int32 ``[N, 2]``, height and width of each file as displayed; 0 where the files were not looked at.
         digests: int64 ``[N]``, a hash of each file's pixels; 0 where they were not looked at.
         framed: how they become the size that an encoder sees; None until that is chosen.
+        members: where they lie, if in tar shards; None: they are files of their own.
     """
 
     root: Path
@@ -173,6 +176,7 @@ class ImageFiles(LabelledImages):
     sizes: Tensor
     digests: Tensor
     framed: Framing | None = None
+    members: Members | None = None
 
     @property
     def channels(self) -> int:
@@ -187,7 +191,9 @@ class ImageFiles(LabelledImages):
         return self.framed
 
     def path(self, index: int) -> str:
-        """Return where file ``index`` lies."""
+        """Return where file ``index`` lies: its path, or shard and bytes (see ``tar_members``)."""
+        if self.members is not None:
+            return self.members.member(self.root, index, self.paths[index]).place()
         return str(self.root / self.paths[index])
 
     def subset(self, indices: Tensor) -> Self:
@@ -198,6 +204,7 @@ class ImageFiles(LabelledImages):
             labels=self.labels[indices],
             sizes=self.sizes[indices],
             digests=self.digests[indices],
+            members=None if self.members is None else self.members.select(indices),
         )
 
     def fingerprint(self) -> str:

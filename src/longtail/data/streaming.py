@@ -20,6 +20,7 @@ from longtail.data.decode import BadImage, crop, fit, read_image, reduced_side
 from longtail.data.image_set import Framing, ImageFiles
 from longtail.data.loading import Batch, keep_freed_memory
 from longtail.data.samplers import EpochDraws, Sampler
+from longtail.data.tar_members import shown
 from longtail.data.views import View
 from longtail.errors import UserError
 
@@ -96,7 +97,7 @@ def _read(files: ImageFiles, index: int, side: int | None) -> Any:
         return read_image(files.path(index), side)
     except BadImage as error:
         raise UserError(
-            f"{files.path(index)} cannot be read any more ({error.reason}); restore it and go on with --resume."
+            f"{shown(files.path(index))} cannot be read any more ({error.reason}); restore it and go on with --resume."
         ) from None
 
 

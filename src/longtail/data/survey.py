@@ -146,6 +146,7 @@ def _of_files(listing: Listing, source: DataOptions, checks: FileChecks, split: 
         listing.name,
         checks.progress,
         signatures.add if full else None,
+        listing.place,
     )
     splits = refusal = None
     try:
@@ -161,6 +162,7 @@ def _of_files(listing: Listing, source: DataOptions, checks: FileChecks, split: 
         class_names=names,
         sizes=torch.stack([torch.from_numpy(facts.heights), torch.from_numpy(facts.widths)], 1),
         digests=torch.from_numpy(facts.digests),
+        members=listing.members,
     )
     groups = listing.groups
     if source.group_pattern is not None:
