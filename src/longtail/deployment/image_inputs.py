@@ -69,8 +69,9 @@ def find_images(words: Sequence[str | os.PathLike[str]], channels: int, size: tu
     """Return what ``words`` name, in that order; the files of a folder sorted, those of its folders after them.
 
     A word is a file (whatever its ending), a folder (all images in it and below, by their endings), a pattern with
-    ``*``, ``**``, ``?`` or ``[]``, ``-`` for one path a line on standard input, an ``.npz`` file, or tar shards (a file,
-    a folder of them or a pattern). A file that does not exist is listed too: it is told of like one that cannot be read.
+    ``*``, ``**``, ``?`` or ``[]``, ``-`` for one path a line on standard input, an ``.npz`` file, or tar shards
+    (a file, a folder of them or a pattern). A file that does not exist is listed too: it is told of like one that
+    cannot be read.
 
     Args:
         words: at least one.
