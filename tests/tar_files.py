@@ -1,6 +1,7 @@
 """Tar shards made byte by byte of members: what WebDataset's writer and tar(1) leave, and what they should not."""
 
 import io
+import json
 import tarfile
 
 
@@ -20,6 +21,6 @@ def pack(folder, out, shards=3, label="cls", start="data"):
     members = [{} for _ in range(shards)]
     for number, image in enumerate(sorted(folder.rglob("*.png"))):
         key = image.relative_to(folder).as_posix().removesuffix(".png")
-        text = image.parent.name if label == "cls" else '{"label": "%s", "width": 1}' % image.parent.name
+        text = image.parent.name if label == "cls" else json.dumps({"label": image.parent.name, "width": 1})
         members[number % shards] |= {f"{key}.png": image.read_bytes(), f"{key}.{label}": text.encode()}
     return [write_tar(out / f"{start}-{number:06d}.tar", part) for number, part in enumerate(members)]

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import signal
 import tarfile
 
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tar_files import pack, write_tar
-from whole_runs import run, stop_at_step
 
 import longtail
 from longtail.data import load_data
@@ -28,6 +27,8 @@ from longtail.options import make_config
 from longtail.training.defaults import resolve
 from longtail.training.framing_defaults import chosen_framing
 from longtail.training.guard import Interrupted
+from tar_files import pack, write_tar
+from whole_runs import run, stop_at_step
 
 COUNTS = {"ant": 9, "bee": 5, "cat": 2}
 
@@ -71,7 +72,7 @@ def two(**more):
 # --- The same data as the folder
 
 
-@pytest.mark.parametrize("shard_count, label", [(1, "cls"), (4, "json")])
+@pytest.mark.parametrize(("shard_count", "label"), [(1, "cls"), (4, "json")])
 def test_any_sharding_of_a_folder_is_the_folder(photos, tmp_path, shard_count, label):
     pack(photos, tmp_path / "packed", shard_count, label)
     folder, packed = load(photos), load(tmp_path / "packed")
@@ -183,8 +184,8 @@ def test_json_holds_labels_and_groups(tmp_path):
     for number in range(8):
         members[f"{number}.jpg.txt"] = b"a caption"
         members[f"{number}.jpeg"] = PNG
-        record = '{"species": %d, "site": "site-%d", "other": null}' % (number % 2, number // 4)
-        members[f"{number}.json"] = record.encode()
+        record = {"species": number % 2, "site": f"site-{number // 4}", "other": None}
+        members[f"{number}.json"] = json.dumps(record).encode()
     write_tar(tmp_path / "x.tar", members)
     splits = load(tmp_path / "x.tar", label_column="species", group_column="site", check="sample", test_share=0.5)
     assert splits.train.class_names == ("0", "1")
@@ -272,7 +273,11 @@ BAD = {
     "no label": (two(c__png=PNG), None, r"s\.tar: sample 'c' \(c\.png\) has no label"),
     "no label in JSON": (two(c__png=PNG, c__json=b"{}"), None, r"'c' .*its JSON has no 'label'"),
     "no image": (two(c__cls=b"ant"), None, r"s\.tar: sample 'c' has a label \(c\.cls\) but no image"),
-    "two labels": (two(a__0=b"", **{"a/0__json": b'{"label": "bee"}'}), None, r"a/0\.json: label 'bee', but 'ant' in a/0"),
+    "two labels": (
+        two(a__0=b"", **{"a/0__json": b'{"label": "bee"}'}),
+        None,
+        r"a/0\.json: label 'bee', but 'ant' in a/0",
+    ),
     "a list of labels": (two(c__png=PNG, c__json=b'{"label": [1, 2]}'), None, r"c\.json: field 'label' holds a list"),
     "a label of no kind": (two(c__png=PNG, c__json=b'{"label": 0.5}'), None, r"c\.json has 0\.5 as 'label'"),
     "no JSON": (two(c__png=PNG, c__json=b"{"), None, r"s\.tar: c\.json is not JSON"),
@@ -314,8 +319,8 @@ def test_shards_that_are_missing_or_named_in_two_ways(tmp_path, photos):
     (tmp_path / "more.tar").write_bytes((tmp_path / "train-000000.tar").read_bytes())
     with pytest.raises(UserError, match=r"more\.tar says no split, but that of"):
         load(tmp_path)
+    pack(photos, tmp_path / "held", 1, start="test")
     with pytest.raises(UserError, match="holds no training shard"):
-        pack(photos, tmp_path / "held", 1, start="test")
         load(tmp_path / "held")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from longtail.data.check_images import ImageFacts, Level, bad_image_message, check_images
 from longtail.data.duplicates import duplicate_notes, find_duplicates
-from longtail.data.image_set import DataSplits, ImageFiles, PathTable
+from longtail.data.image_set import DataSplits, ImageFiles
 from longtail.data.keyed import derive_seed
 from longtail.data.labels import known_labels, number_labels
 from longtail.data.listing import Listing
+from longtail.data.path_table import PathTable
 from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling, tie_duplicates
 from longtail.errors import UserError, counted
 from longtail.option_groups import DataOptions
@@ -126,8 +128,7 @@ def _look(
     training: bool = True,
 ) -> tuple[Listing, ImageFiles, tuple[tuple[str, str], ...]]:
     """Order by class and path, look at every file, and leave out what cannot be read, if that is wanted."""
-    by_path = torch.tensor(sorted(range(len(listing)), key=listing.paths.__getitem__), dtype=torch.int64)
-    order = by_path[torch.argsort(labels[by_path], stable=True)]
+    order = _by_class_and_path(labels, listing.paths)
     listing, labels = listing.select(order.tolist()), labels[order]
     facts = _facts(listing, source, checks)
     good = torch.ones(len(listing), dtype=torch.bool)
@@ -144,7 +145,7 @@ def _look(
         listing = replace(listing.select(good.nonzero().squeeze(1).tolist()), notes=(*listing.notes, note))
     files = ImageFiles(
         root=listing.root,
-        paths=PathTable(listing.paths),
+        paths=listing.paths if isinstance(listing.paths, PathTable) else PathTable(listing.paths),
         labels=labels[good],
         class_names=class_names,
         sizes=torch.stack([torch.from_numpy(facts.heights), torch.from_numpy(facts.widths)], 1)[good],
@@ -152,6 +153,19 @@ def _look(
         members=listing.members,
     )
     return listing, files, skipped
+
+
+def _by_class_and_path(labels: Tensor, paths: Sequence[str]) -> Tensor:
+    """Return the order of images by class, then path, int64 ``[N]``; one class's paths are text at a time."""
+    order = np.argsort(labels.numpy(), kind="stable")
+    paths = paths if isinstance(paths, PathTable) else PathTable(paths)
+    by_class = iter(paths.select(order))
+    start = 0
+    for count in torch.bincount(labels).tolist():
+        of_class = list(islice(by_class, count))
+        order[start : start + count] = order[start : start + count][sorted(range(count), key=of_class.__getitem__)]
+        start += count
+    return torch.from_numpy(order)
 
 
 def _facts(listing: Listing, source: DataOptions, checks: FileChecks) -> ImageFacts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -11,6 +10,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from longtail.data.path_table import PathTable
 from longtail.data.tar_members import Members
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -33,34 +33,6 @@ class Framing:
     def __post_init__(self) -> None:
         if min(self.size) < 1 or self.resize < max(self.size):
             raise ValueError(f"a framing needs a size of at least 1 and resize >= its sides, not {self}")
-
-
-class PathTable:
-    """File paths in one block of bytes: a million of them without a million Python objects.
-
-    Worker processes share it: reading an entry touches no reference count of the others.
-    """
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        parts = [path.encode("utf-8", "surrogateescape") for path in paths]
-        self._bytes = b"".join(parts)
-        lengths = torch.tensor([0, *map(len, parts)], dtype=torch.int64)
-        self._offsets = lengths.cumsum(0)
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> str:
-        start, end = self._offsets[index : index + 2].tolist()
-        return self._bytes[start:end].decode("utf-8", "surrogateescape")
-
-    def select(self, indices: Sequence[int]) -> PathTable:
-        """Return the table of the paths at ``indices``, in that order."""
-        return PathTable(self[index] for index in indices)
-
-    def digest(self) -> bytes:
-        """Return a SHA-256 over the paths, in order."""
-        return hashlib.sha256(self._bytes + self._offsets.numpy().tobytes()).digest()
 
 
 class LabelledImages:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from longtail.data.path_table import PathTable
 from longtail.data.tar_members import Member, Members
 
 IMAGE_ENDINGS = frozenset(
@@ -34,7 +35,7 @@ class Listing:
 
     name: str
     root: Path
-    paths: list[str]
+    paths: Sequence[str]
     labels: list[str]
     splits: list[str] | None
     groups: list[str] | None
@@ -61,14 +62,14 @@ class Listing:
     def select(self, indices: Sequence[int]) -> Listing:
         """Return the files at ``indices``, in that order."""
 
-        def pick(values: list[str] | None) -> list[str] | None:
-            return None if values is None else [values[index] for index in indices]
+        def pick(values: Sequence[str]) -> list[str]:
+            return [values[index] for index in indices]
 
         return replace(
             self,
-            paths=[self.paths[index] for index in indices],
-            labels=[self.labels[index] for index in indices],
-            splits=pick(self.splits),
-            groups=pick(self.groups),
+            paths=self.paths.select(indices) if isinstance(self.paths, PathTable) else pick(self.paths),
+            labels=pick(self.labels),
+            splits=None if self.splits is None else pick(self.splits),
+            groups=None if self.groups is None else pick(self.groups),
             members=None if self.members is None else self.members.select(indices),
         )

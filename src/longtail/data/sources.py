@@ -201,7 +201,7 @@ def _listing(
         UserError: there is nothing of that name.
     """
     if data in PUBLISHED:
-        return read_published(data, Path(root or DEFAULT_ROOT).expanduser())
+        return read_published(data, Path(root or DEFAULT_ROOT).expanduser(), exist and source.check == "full")
     if is_embedded(data, source.path_column):
         writing = None if checks is None else checks.writing
         return read_embedded(data, Path(root or DEFAULT_ROOT).expanduser(), source, training, writing)
@@ -235,14 +235,14 @@ def _listing(
         }
         listing = read_manifest(path, data, root=at, test=test, training=training, **columns)
     elif ending in _LISTS:
-        listing = read_split_list(path, data, root=at, test=test)
+        listing = read_split_list(path, data, root=at, test=test, cache=None if checks is None else checks.cache)
     elif ending == ".npz":
         if test is not None:
             raise UserError("an .npz file holds its own test_images; leave out --source.test.")
         return None
     else:
         raise UserError(f"{data} is not of a kind that is read; {accepted}")
-    if exist:
+    if exist and source.check == "full":  # a sample finds missing files among those that it opens
         check_exists(listing)
     return listing
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from longtail.data.check_images import MODES, ImageFacts, check_images
 from longtail.data.file_splits import FileChecks
-from longtail.data.image_set import DataSplits, ImageFiles, ImageSet, LabelledImages, PathTable
+from longtail.data.image_set import DataSplits, ImageFiles, ImageSet, LabelledImages
 from longtail.data.labels import in_order
 from longtail.data.listing import Listing
 from longtail.data.near_duplicates import Signatures
+from longtail.data.path_table import PathTable
 from longtail.data.sources import list_files, load_data
 from longtail.data.splits import group_names
 from longtail.errors import UserError
