@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tar_files import pack
 
 import longtail
 import longtail.segmentation
@@ -87,6 +88,8 @@ def files(tmp_path_factory):
     for part in splits:
         lines = [f"{row['path']} {CLASSES.index(row['label'])}\n" for row in rows if row["split"] == part]
         (path / f"{part}.txt").write_text("".join(lines))
+    pack(path / "sorted" / "train", path / "shards", 2, start="train")
+    pack(path / "sorted" / "test", path / "shards", 1, label="json", start="test")
     import timm
     from safetensors.torch import save_file
 
