@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tar_files import pack
 
 import longtail
 import longtail.segmentation
 from longtail.cli import main
 from longtail.methods import METHODS
+from tar_files import pack
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
