@@ -60,6 +60,8 @@ bench: $(READY) ## benchmarks; results as JSON in benchmarks/results
 	@$(BIN)/python benchmarks/heads.py
 	@$(BIN)/python benchmarks/busy.py
 	@$(BIN)/python benchmarks/index.py
+	@$(BIN)/python benchmarks/large_list.py
+	@$(BIN)/python benchmarks/slow_storage.py
 	@$(BIN)/python benchmarks/digits.py
 	@$(BIN)/python benchmarks/prior_shift.py
 

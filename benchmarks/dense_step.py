@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from longtail.config import replace_options
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.losses import GMLLoss
 from longtail.options import make_config
 from longtail.segmentation.data.batch import DenseBatch

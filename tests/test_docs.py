@@ -24,6 +24,7 @@ import longtail
 import longtail.segmentation
 from longtail.cli import main
 from longtail.methods import METHODS
+from tar_files import pack
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -87,6 +88,8 @@ def files(tmp_path_factory):
     for part in splits:
         lines = [f"{row['path']} {CLASSES.index(row['label'])}\n" for row in rows if row["split"] == part]
         (path / f"{part}.txt").write_text("".join(lines))
+    pack(path / "sorted" / "train", path / "shards", 2, start="train")
+    pack(path / "sorted" / "test", path / "shards", 1, label="json", start="test")
     import timm
     from safetensors.torch import save_file
 

@@ -9,7 +9,7 @@ import yaml
 from longtail.cli import main
 from longtail.config import get_option, replace_options
 from longtail.data import DataSplits, ImageFiles
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.data.published import PUBLISHED as PUBLISHED_SETS
 from longtail.data.sources import source_names
 from longtail.data.views import build_view

@@ -112,7 +112,8 @@ def _train(words: list[str]) -> int:
     own = ("recipe", "resume", "overwrite", "quiet")
     places, flags, pairs = split_words(words, flags=own[1:], check=lambda name: check_name(name, own))
     if len(places) > 1:
-        raise UserError(f"one DATA at a time, got {' and '.join(places)}; usage: {_TRAIN}")
+        quoted = " (a pattern of tar shards goes in quotation marks)" if places[0].endswith(".tar") else ""
+        raise UserError(f"one DATA at a time{quoted}, got {' and '.join(places)}; usage: {_TRAIN}")
     if {"resume", "overwrite"} <= flags:
         raise UserError("--resume and --overwrite exclude each other.")
     recipe = pairs.pop("recipe", None)

@@ -37,8 +37,9 @@ class TrainConfig:
     """A whole run.
 
     Attributes:
-        data: a name (``digits-lt``, ``cifar100-lt``, ...), a folder of images, a manifest (``.csv``, ``.parquet``), a
-            split list (``.txt``), arrays (``.npz``), Parquet that holds images or a hub set (``hf:owner/name``).
+        data: a name (``digits-lt``, ``cifar100-lt``, ...), a folder of images, tar shards (a file, folder or
+            pattern in quotation marks), a manifest (``.csv``, ``.parquet``), a split list (``.txt``), arrays
+            (``.npz``), Parquet that holds images or a hub set (``hf:owner/name``).
         root: folder that paths in a manifest or list are relative to, or that holds a published data set or
             what is kept of a hub set.
         task: ``classification`` (a class an image) or ``segmentation`` (a class a pixel: images with masks).

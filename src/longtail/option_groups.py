@@ -15,21 +15,25 @@ class DataOptions:
 
     Attributes:
         profile: long-tailed profile that ``imbalance`` cuts: exponential (Cao et al. 2019) or step (Buda et al. 2018).
-        test: a second folder, manifest, split list or file of features that holds the test images.
+        test: a second folder, manifest, split list, file of features or pattern of tar shards that holds the test
+            images.
         test_share: share of each class that is held out for the test where the data has no test split.
         split_seed: which images are held out, and how folds are dealt; not moved by ``seed``.
         repeats: how often ``folds`` are dealt anew.
         fold: the one fold that this run tests on (set by ``folds``).
         path_column: of a manifest: the image file, relative to the manifest or to ``root``; of Parquet or a hub set
             that holds images: their column (``path``: the one there is).
-        label_column: of a manifest: the class; of Parquet or a hub set: the same (``label``: that, or what there is).
+        label_column: of a manifest, or of JSON in tar shards: the class; of Parquet or a hub set: the same (``label``:
+            that, or what there is).
         split_column: of a manifest: ``train`` or ``test``, if it has such a column.
-        group_column: of a manifest: what a split must not tear apart (patient, site, burst), if it has such a column.
+        group_column: of a manifest, or of JSON in tar shards: what a split must not tear apart (patient, site, burst),
+            if it is there.
         group_pattern: regular expression whose first group, found in a path, names the image's group.
         labels: whether labels are class names, class numbers (0..C-1 or 1..C), or whichever they look like.
         unknown_labels: what to do with test images of a class that has no training image.
         check: look at the files before training: ``full`` decodes every one (finds cut-off files and duplicates; once,
-            as its findings are kept), ``sample`` reads the size of 2000 and trusts the others.
+            as its findings are kept), ``sample`` reads the size of 2000 or more, and trusts that the others are there
+            and whole.
         mean: per-channel mean that normalises, on 0..1; default: the encoder's own, or the training pixels'.
         std: per-channel standard deviation that normalises, likewise.
     """

@@ -11,7 +11,7 @@ from longtail.data import FeatureSet, load_data
 from longtail.data.feature_arrays import join_parts, packed_paths
 from longtail.data.feature_files import feature_rows
 from longtail.data.feature_set import feature_statistics
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.errors import UserError
 from longtail.files import save_tensors
 from longtail.option_groups import DataOptions

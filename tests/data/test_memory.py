@@ -5,8 +5,9 @@ import dataclasses
 import torch
 
 from longtail.data import Framing, ImageFiles, ImageSet
-from longtail.data.image_set import DataSplits, PathTable
+from longtail.data.image_set import DataSplits
 from longtail.data.memory import available_bytes, too_large
+from longtail.data.path_table import PathTable
 
 
 def write(folder, **files):

@@ -11,8 +11,9 @@ from PIL import Image
 from longtail.data import Framing, ImageFiles, build_view
 from longtail.data.decode import fit
 from longtail.data.framing import decode_all, frame_splits
-from longtail.data.image_set import DataSplits, PathTable
+from longtail.data.image_set import DataSplits
 from longtail.data.loading import ResidentLoader
+from longtail.data.path_table import PathTable
 from longtail.data.streaming import StreamingLoader, frame_files, needed_side, plain_frames
 from longtail.errors import UserError
 

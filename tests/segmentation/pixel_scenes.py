@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from longtail.config import TrainConfig, replace_options
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.methods.base import Stage
 from longtail.segmentation.data.batch import DenseBatch
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles

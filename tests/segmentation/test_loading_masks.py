@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from longtail.data import memory
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.data.samplers import epoch_order
 from longtail.data.streaming import stream
 from longtail.errors import UserError

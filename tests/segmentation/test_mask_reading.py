@@ -10,7 +10,7 @@ from mask_trees import COLOURS, NAMES
 from PIL import Image
 
 from longtail.data.decode import BadImage
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.errors import UserError
 from longtail.segmentation.data.class_files import ClassEntry, find_classes, read_palette
 from longtail.segmentation.data.classes import default_palette, make_classes, numbered_entries

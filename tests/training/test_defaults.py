@@ -8,7 +8,7 @@ import torch
 
 from longtail.config import flatten, get_option
 from longtail.data import DataSplits, ImageFiles, ImageSet, exponential_profile
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.errors import UserError
 from longtail.options import make_config
 from longtail.training.defaults import describe, resolve

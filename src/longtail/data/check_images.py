@@ -21,6 +21,7 @@ from PIL import Image
 
 from longtail.data.check_cache import Records, load_records, save_records
 from longtail.data.decode import BadImage, opened, orientation, upright_rgb
+from longtail.data.tar_members import member_at
 
 Level = Literal["full", "header", "none"]
 
@@ -75,6 +76,7 @@ def check_images(
     name: str = "",
     progress: Callable[[int, int], None] | None = None,
     seen: Callable[[int, Image.Image], None] | None = None,
+    place: Callable[[int], str] | None = None,
 ) -> ImageFacts:
     """Look at every file.
 
@@ -93,6 +95,7 @@ def check_images(
         progress: called now and then, and at the end, with (files looked at, N).
         seen: called, from any of the threads, with the position of each good file and its pixels, upright RGB. Every
             file is then decoded, at level ``"full"``, whatever the cache knows.
+        place: what opens the image at a position, if not root and path; paths are what the cache knows it by.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the threads have stopped and what they saw is cached.
@@ -103,7 +106,7 @@ def check_images(
     wanted = _WHOLE if level == "full" else _HEADER
     keys = _path_keys(paths)
     records, stale = load_records(cache, root, name, keys)
-    check = _Check(root, paths, records, wanted, seen)
+    check = _Check(paths, records, wanted, seen, place or (lambda index: os.path.join(root, paths[index])))
     try:
         check.run(max(1, workers), progress, lambda: save_records(cache, root, name, keys, records))
     finally:
@@ -126,13 +129,13 @@ class _Check:
 
     def __init__(
         self,
-        root: Path,
         paths: Paths,
         records: Records,
         wanted: int,
         seen: Callable[[int, Image.Image], None] | None,
+        place: Callable[[int], str],
     ) -> None:
-        self.root, self.paths, self.records, self.wanted, self.seen = str(root), paths, records, wanted, seen
+        self.paths, self.records, self.wanted, self.seen, self.place = paths, records, wanted, seen, place
         self.errors: dict[int, str] = {}
         self.changed = False
         self._next = self._done = 0
@@ -179,7 +182,7 @@ class _Check:
 
     def _look_at(self, positions: range) -> None:
         records, part = self.records, slice(positions.start, positions.stop)
-        places = [os.path.join(self.root, self.paths[index]) for index in positions]
+        places = [self.place(index) for index in positions]
         stamps = np.array([_stamp(place) for place in places], dtype=np.int64)
         known = (stamps == np.stack([records.bytes[part], records.times[part]], 1)).all(1)
         known &= (records.levels[part] >= self.wanted) & (self.seen is None)
@@ -226,6 +229,9 @@ class _Check:
 def _stamp(place: str) -> tuple[int, int]:
     """Return size in bytes and modification time in nanoseconds; -1 for a file that is not there."""
     try:
+        member = member_at(place)
+        if member is not None:
+            return member.stamp()
         status = os.stat(place)
     except (OSError, ValueError):
         return -1, -1

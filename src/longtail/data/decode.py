@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import io
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
 from longtail.data.image_set import Framing
+from longtail.data.tar_members import member_at
 
 # What is read, in the order tried. Kinds that run other programs (EPS), draw vectors or are recognised by a byte or
 # two, so that rubbish passes for them (TGA, PCX), are left out.
@@ -68,7 +70,7 @@ def read_image(path: str | os.PathLike[str], least_side: int | None = None) -> I
     :func:`gray_levels` says; colour images of 16 bits a channel keep the upper 8. The ending of the name plays no part.
 
     Args:
-        path: the file.
+        path: the file, or ``TAR::OFFSET:LENGTH:NAME`` for one inside a tar file.
         least_side: a JPEG may come at a half, a quarter or an eighth of its size as long as its shorter side keeps this
             many pixels, which is faster. Which one it is follows from the image's size and this number alone.
 
@@ -91,10 +93,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     _keep_pillow_quiet()
     start = b""
     try:
-        kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
-            raise BadImage("a folder" if stat.S_ISDIR(kind) else "not a regular file")
-        with open(path, "rb") as file:
+        with _bytes_of(path) as file:
             start = file.read(16)
             if not start:
                 raise BadImage("empty, 0 bytes")
@@ -108,6 +107,19 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
             raise  # says nothing about the file
         raise BadImage(_reason(error, start)) from error
+
+
+def _bytes_of(path: str | os.PathLike[str]) -> IO[bytes]:
+    member = member_at(path)
+    if member is not None:
+        data = member.read()
+        if len(data) < member.length:
+            raise BadImage("cut off, as its shard is")
+        return io.BytesIO(data)
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+        raise BadImage("a folder" if stat.S_ISDIR(kind) else "not a regular file")
+    return open(path, "rb")
 
 
 def _keep_pillow_quiet() -> None:

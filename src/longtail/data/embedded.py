@@ -103,7 +103,7 @@ def read_embedded(
     paths = join_test(train.root, test.root, train.paths, test.paths, Path(source.test))
     return replace(
         train,
-        paths=train.paths + paths,
+        paths=[*train.paths, *paths],
         labels=train.labels + test.labels,
         splits=["train"] * len(train) + ["test"] * len(test),
         groups=None if train.groups is None else train.groups + (test.groups or [""] * len(test)),

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.errors import UserError
 from longtail.files import load_meta, load_tensors
 

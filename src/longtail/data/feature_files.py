@@ -25,8 +25,9 @@ from longtail.data.feature_set import (
     feature_keys,
     feature_statistics,
 )
-from longtail.data.image_set import DataSplits, PathTable
+from longtail.data.image_set import DataSplits
 from longtail.data.keyed import derive_seed
+from longtail.data.path_table import PathTable
 from longtail.data.splits import hold_out, tie_duplicates
 from longtail.errors import UserError, counted
 from longtail.option_groups import DataOptions

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longtail.data.image_set import Framing, LabelledImages, PathTable
+from longtail.data.image_set import Framing, LabelledImages
+from longtail.data.path_table import PathTable
 
 STORED = "stored"
 """The view recipe of features: one of the views that are stored of the image, drawn at random."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from longtail.data.check_images import ImageFacts, Level, bad_image_message, check_images
 from longtail.data.duplicates import duplicate_notes, find_duplicates
-from longtail.data.image_set import DataSplits, ImageFiles, PathTable
+from longtail.data.image_set import DataSplits, ImageFiles
 from longtail.data.keyed import derive_seed
 from longtail.data.labels import known_labels, number_labels
 from longtail.data.listing import Listing
+from longtail.data.path_table import PathTable
 from longtail.data.splits import fold_of, group_names, hold_out, path_keys, straddling, tie_duplicates
 from longtail.errors import UserError, counted
 from longtail.option_groups import DataOptions
@@ -126,30 +128,44 @@ def _look(
     training: bool = True,
 ) -> tuple[Listing, ImageFiles, tuple[tuple[str, str], ...]]:
     """Order by class and path, look at every file, and leave out what cannot be read, if that is wanted."""
-    by_path = torch.tensor(sorted(range(len(listing)), key=listing.paths.__getitem__), dtype=torch.int64)
-    order = by_path[torch.argsort(labels[by_path], stable=True)]
+    order = _by_class_and_path(labels, listing.paths)
     listing, labels = listing.select(order.tolist()), labels[order]
     facts = _facts(listing, source, checks)
     good = torch.ones(len(listing), dtype=torch.bool)
     skipped: tuple[tuple[str, str], ...] = ()
     if facts.errors:
-        note = bad_image_message(facts.errors, listing.paths, len(listing), skipped=checks.on_bad == "skip")
+        titles = {index: listing.title(index) for index in facts.errors}
+        note = bad_image_message(facts.errors, titles, len(listing), skipped=checks.on_bad == "skip")
         if checks.on_bad == "error":
             raise UserError(note)
-        skipped = tuple((listing.paths[index], reason) for index, reason in sorted(facts.errors.items()))
+        skipped = tuple((titles[index], reason) for index, reason in sorted(facts.errors.items()))
         good[list(facts.errors)] = False
         if training:
             _check_still_there(listing, labels, good, class_names)
         listing = replace(listing.select(good.nonzero().squeeze(1).tolist()), notes=(*listing.notes, note))
     files = ImageFiles(
         root=listing.root,
-        paths=PathTable(listing.paths),
+        paths=listing.paths if isinstance(listing.paths, PathTable) else PathTable(listing.paths),
         labels=labels[good],
         class_names=class_names,
         sizes=torch.stack([torch.from_numpy(facts.heights), torch.from_numpy(facts.widths)], 1)[good],
         digests=torch.from_numpy(facts.digests)[good],
+        members=listing.members,
     )
     return listing, files, skipped
+
+
+def _by_class_and_path(labels: Tensor, paths: Sequence[str]) -> Tensor:
+    """Return the order of images by class, then path, int64 ``[N]``; one class's paths are text at a time."""
+    order = np.argsort(labels.numpy(), kind="stable")
+    paths = paths if isinstance(paths, PathTable) else PathTable(paths)
+    by_class = iter(paths.select(order))
+    start = 0
+    for count in torch.bincount(labels).tolist():
+        of_class = list(islice(by_class, count))
+        order[start : start + count] = order[start : start + count][sorted(range(count), key=of_class.__getitem__)]
+        start += count
+    return torch.from_numpy(order)
 
 
 def _facts(listing: Listing, source: DataOptions, checks: FileChecks) -> ImageFacts:
@@ -158,8 +174,10 @@ def _facts(listing: Listing, source: DataOptions, checks: FileChecks) -> ImageFa
     looked_at = range(0, count, 1 if source.check == "full" else max(1, count // _SAMPLE))
     level: Level = "full" if source.check == "full" else "header"
     name = listing.name if source.check == "full" else f"{listing.name} (sample)"
-    paths = listing.paths if len(looked_at) == count else [listing.paths[index] for index in looked_at]
-    facts = check_images(listing.root, paths, level, checks.workers, checks.cache, name, checks.progress)
+    some = listing if len(looked_at) == count else listing.select(looked_at)
+    facts = check_images(
+        some.root, some.paths, level, checks.workers, checks.cache, name, checks.progress, place=some.place
+    )
     if len(looked_at) == count:
         return facts
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
+
+from longtail.data.path_table import PathTable
+from longtail.data.tar_members import Members
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -31,34 +33,6 @@ class Framing:
     def __post_init__(self) -> None:
         if min(self.size) < 1 or self.resize < max(self.size):
             raise ValueError(f"a framing needs a size of at least 1 and resize >= its sides, not {self}")
-
-
-class PathTable:
-    """File paths in one block of bytes: a million of them without a million Python objects.
-
-    Worker processes share it: reading an entry touches no reference count of the others.
-    """
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        parts = [path.encode("utf-8", "surrogateescape") for path in paths]
-        self._bytes = b"".join(parts)
-        lengths = torch.tensor([0, *map(len, parts)], dtype=torch.int64)
-        self._offsets = lengths.cumsum(0)
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> str:
-        start, end = self._offsets[index : index + 2].tolist()
-        return self._bytes[start:end].decode("utf-8", "surrogateescape")
-
-    def select(self, indices: Sequence[int]) -> PathTable:
-        """Return the table of the paths at ``indices``, in that order."""
-        return PathTable(self[index] for index in indices)
-
-    def digest(self) -> bytes:
-        """Return a SHA-256 over the paths, in order."""
-        return hashlib.sha256(self._bytes + self._offsets.numpy().tobytes()).digest()
 
 
 class LabelledImages:
@@ -164,6 +138,7 @@ class ImageFiles(LabelledImages):
         sizes: int32 ``[N, 2]``, height and width of each file as displayed; 0 where the files were not looked at.
         digests: int64 ``[N]``, a hash of each file's pixels; 0 where they were not looked at.
         framed: how they become the size that an encoder sees; None until that is chosen.
+        members: where they lie, if in tar shards; None: they are files of their own.
     """
 
     root: Path
@@ -173,6 +148,7 @@ class ImageFiles(LabelledImages):
     sizes: Tensor
     digests: Tensor
     framed: Framing | None = None
+    members: Members | None = None
 
     @property
     def channels(self) -> int:
@@ -187,7 +163,9 @@ class ImageFiles(LabelledImages):
         return self.framed
 
     def path(self, index: int) -> str:
-        """Return where file ``index`` lies."""
+        """Return where file ``index`` lies: its path, or shard and bytes (see ``tar_members``)."""
+        if self.members is not None:
+            return self.members.member(self.root, index, self.paths[index]).place()
         return str(self.root / self.paths[index])
 
     def subset(self, indices: Tensor) -> Self:
@@ -198,6 +176,7 @@ class ImageFiles(LabelledImages):
             labels=self.labels[indices],
             sizes=self.sizes[indices],
             digests=self.digests[indices],
+            members=None if self.members is None else self.members.select(indices),
         )
 
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,8 @@ def number_labels(
     notes += _near_duplicates(listing, names)
     number_of = {key: number for number, key in enumerate(classes)}
     of_text = {text: number_of[key] for text, key in keys.items() if key in number_of}
-    labels = torch.tensor([of_text[text] for text in listing.labels], dtype=torch.int64)
+    numbers = np.fromiter((of_text[text] for text in listing.labels), np.int64, len(listing))
+    labels = torch.from_numpy(numbers)
     return listing, labels, names, tuple(notes)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longtail.data.multi_label import multi_label_error
+from longtail.data.splits import path_keys
 from longtail.errors import UserError, counted
 
 
@@ -24,7 +28,7 @@ def tidy_paths(file: Path, paths: list[str], notes: list[str]) -> list[str]:
     joined = "\n".join(paths)  # one search each, instead of one a path
     if "\\" in joined:
         count = sum("\\" in path for path in paths)
-        notes.append(f"{file}: backslashes in {counted(count, 'image')}' paths read as forward slashes.")
+        notes.append(backslash_note(file, count))
         paths = [path.replace("\\", "/") for path in paths]
         joined = "\n".join(paths)
     if "://" in joined:
@@ -33,6 +37,11 @@ def tidy_paths(file: Path, paths: list[str], notes: list[str]) -> list[str]:
     if "./" in joined or "//" in joined:
         paths = [os.path.normpath(path) if "./" in path or "//" in path else path for path in paths]
     return paths
+
+
+def backslash_note(file: Path, count: int) -> str:
+    """Return the note on ``count`` paths that were written with backslashes."""
+    return f"{file}: backslashes in {counted(count, 'image')}' paths read as forward slashes."
 
 
 def without_repeats(
@@ -48,20 +57,41 @@ def without_repeats(
     Raises:
         UserError: a path that occurs with different labels, or in different splits.
     """
-    if len(set(paths)) == len(paths):
+    kept = first_mentions(file, paths, labels.__getitem__, splits, lines, unit)
+    return None if kept is None else kept.tolist()
+
+
+def first_mentions(
+    file: Path,
+    paths: Sequence[str],
+    label: Callable[[int], str],
+    splits: Sequence[str] | None,
+    lines: Sequence[int],
+    unit: str,
+) -> NDArray[np.int64] | None:
+    """Do what :func:`without_repeats` does, with 8 bytes a path in place of its text; ``label`` gives that of a row."""
+    keys = path_keys(paths).numpy()
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    if not same.any():
         return None
+    # The same hash, by one chance in 10^19 a pair, is not the same path: those few are looked at as text.
+    suspects = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
     first: dict[str, int] = {}
-    for i, path in enumerate(paths):
+    kept = np.ones(len(paths), dtype=bool)
+    for i in suspects.tolist():
+        path = paths[i]
         j = first.setdefault(path, i)
-        if labels[i] != labels[j]:
+        kept[i] = i == j
+        if label(i) != label(j):
             where = f"{file}, {unit} {lines[i]}"
-            raise multi_label_error(where, f"{path} has label {labels[i]!r}, but {labels[j]!r} on {unit} {lines[j]}")
+            raise multi_label_error(where, f"{path} has label {label(i)!r}, but {label(j)!r} on {unit} {lines[j]}")
         if splits is not None and splits[i] != splits[j]:
             raise UserError(
                 f"{file}, {unit} {lines[i]}: {path} is in {splits[i]}, but in {splits[j]} on {unit} {lines[j]}; an "
                 "image belongs to one of them."
             )
-    return list(first.values())
+    return None if kept.all() else np.flatnonzero(kept)
 
 
 def repeats_note(file: Path, count: int, unit: str) -> str:
@@ -70,7 +100,9 @@ def repeats_note(file: Path, count: int, unit: str) -> str:
     return f"{file}: {rows} an image again with the same label; kept once."
 
 
-def join_test(base: Path, test_base: Path, paths: list[str], test_paths: list[str], test_file: Path) -> list[str]:
+def join_test(
+    base: Path, test_base: Path, paths: Sequence[str], test_paths: Sequence[str], test_file: Path
+) -> Sequence[str]:
     """Return the test paths as seen from ``base`` (absolute if they are relative to another folder).
 
     Raises:
@@ -79,8 +111,10 @@ def join_test(base: Path, test_base: Path, paths: list[str], test_paths: list[st
     if os.path.abspath(base) != os.path.abspath(test_base):
         place = Path(os.path.abspath(test_base)).as_posix()
         test_paths = [os.path.join(place, path) for path in test_paths]
-    known = set(paths)
-    both = [path for path in test_paths if path in known]
+    keys, test_keys = path_keys(paths).numpy(), path_keys(test_paths).numpy()
+    suspects = {test_paths[i] for i in np.flatnonzero(np.isin(test_keys, keys)).tolist()}
+    known = {paths[i] for i in np.flatnonzero(np.isin(keys, test_keys)).tolist()} if suspects else set()
+    both = [path for path in test_paths if path in known] if suspects & known else []
     if both:
         raise UserError(
             f"{test_file}: {counted(len(both), 'image')} of the training set named again as test images, first "

@@ -205,7 +205,7 @@ def _with_test(train: _Rows, base: Path, test: _Rows, test_base: Path) -> _Rows:
     groups = None if train.groups is None else train.groups + (test.groups or [""] * len(paths))
     return _Rows(
         train.file,
-        train.paths + paths,
+        [*train.paths, *paths],
         train.labels + test.labels,
         ["train"] * len(train.paths) + ["test"] * len(paths),
         groups,

@@ -77,11 +77,11 @@ PUBLISHED: dict[str, PublishedSet] = {
 """The published sets by the name that ``longtail train`` takes."""
 
 
-def read_published(name: str, root: Path) -> Listing:
+def read_published(name: str, root: Path, exist: bool = True) -> Listing:
     """Return the images of a published set over its lists, which lie in ``root`` or ``root/lists``.
 
-    Paths in the lists are relative to ``root``. Other numbers of classes and images than the published ones are
-    told in a note.
+    Paths in the lists are relative to ``root``; ``exist`` says whether each is looked for. Other numbers of classes and
+    images than the published ones are told in a note.
 
     Raises:
         UserError: no such set, or lists or images are missing; the message says what the set is made of.
@@ -95,7 +95,8 @@ def read_published(name: str, root: Path) -> Listing:
     assert listing.splits is not None
     for split, file in (("train", train), ("test", test)):
         _check_image_folder(published, root, listing.paths[listing.splits.index(split)], file)
-    check_exists(listing)
+    if exist:
+        check_exists(listing)
     return replace(listing, notes=(*listing.notes, *_differences(published, listing, listing.splits)))
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from longtail.data.decode import BadImage, fit, read_image, reduced_side
-from longtail.data.image_set import Framing, PathTable
+from longtail.data.image_set import Framing
+from longtail.data.path_table import PathTable
 from longtail.data.streaming import stream
 
 Readable = tuple[Tensor, dict[int, str]]

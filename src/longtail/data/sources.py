@@ -24,6 +24,7 @@ from longtail.data.listing import Listing
 from longtail.data.manifest import check_exists, read_manifest
 from longtail.data.published import PUBLISHED, read_published
 from longtail.data.split_list import read_split_list
+from longtail.data.tar_shards import is_shards, read_shards
 from longtail.data.validation import hold_out_validation
 from longtail.errors import UserError, unknown_name
 from longtail.option_groups import DataOptions
@@ -85,9 +86,9 @@ def load_data(
     """Return the training and test set that ``data`` names, checked.
 
     Args:
-        data: a name (see ``source_names``), a folder of images, a manifest (``.csv``, ``.tsv``, ``.parquet``), a split
-            list (``.txt``), an ``.npz`` file of arrays (see ``load_arrays``), features (see ``load_features``), Parquet
-            files that hold images, or ``hf:owner/name`` (see ``read_embedded``).
+        data: a name (see ``source_names``), a folder of images, tar shards (see ``read_shards``), a manifest (``.csv``,
+            ``.tsv``, ``.parquet``), a split list (``.txt``), an ``.npz`` file of arrays (see ``load_arrays``), features
+            (see ``load_features``), Parquet files that hold images, or ``hf:owner/name`` (see ``read_embedded``).
         imbalance: largest over smallest training class, at least 1. None: 100 for the long-tailed sets that are made
             here, and any other training set as it is. One with another profile is cut: the classes, from the largest
             down, keep at most what the profile gives them, with the largest class as n_max.
@@ -200,16 +201,19 @@ def _listing(
         UserError: there is nothing of that name.
     """
     if data in PUBLISHED:
-        return read_published(data, Path(root or DEFAULT_ROOT).expanduser())
+        return read_published(data, Path(root or DEFAULT_ROOT).expanduser(), exist and source.check == "full")
     if is_embedded(data, source.path_column):
         writing = None if checks is None else checks.writing
         return read_embedded(data, Path(root or DEFAULT_ROOT).expanduser(), source, training, writing)
     accepted = (
-        "give a folder of images, a manifest (.csv, .parquet), a split list (.txt), arrays (.npz), features "
-        "(.safetensors, as longtail embed writes them), hf:owner/name or one of the names "
+        "give a folder of images or of tar shards, a manifest (.csv, .parquet), a split list (.txt), arrays (.npz), "
+        "features (.safetensors, as longtail embed writes them), hf:owner/name or one of the names "
         f"{', '.join(source_names())}."
     )
     path = Path(data).expanduser()
+    if is_shards(data):
+        workers, cache = (1, None) if checks is None else (checks.workers, checks.cache)
+        return read_shards(data, source, training, workers, cache)
     at, test = Path(root).expanduser() if root else None, Path(source.test).expanduser() if source.test else None
     ending = path.suffix.lower()
     try:
@@ -231,14 +235,14 @@ def _listing(
         }
         listing = read_manifest(path, data, root=at, test=test, training=training, **columns)
     elif ending in _LISTS:
-        listing = read_split_list(path, data, root=at, test=test)
+        listing = read_split_list(path, data, root=at, test=test, cache=None if checks is None else checks.cache)
     elif ending == ".npz":
         if test is not None:
             raise UserError("an .npz file holds its own test_images; leave out --source.test.")
         return None
     else:
         raise UserError(f"{data} is not of a kind that is read; {accepted}")
-    if exist:
+    if exist and source.check == "full":  # a sample finds missing files among those that it opens
         check_exists(listing)
     return listing
 

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from longtail.data.listed_paths import base_folder, join_test, repeats_note, tidy_paths, without_repeats
+from longtail.data.list_lines import ListLines, read_lines
+from longtail.data.listed_paths import base_folder, join_test
 from longtail.data.listing import Listing
-from longtail.data.tables import open_text
 from longtail.errors import UserError
 
-_FORM = "a line is an image path and a class number, such as: train/n01440764/n01440764_762.JPEG 0"
 
-
-@dataclass(frozen=True)
-class _Lines:
-    """The images of one list."""
-
-    paths: list[str]
-    labels: list[str]
-    notes: list[str]
-
-
-def read_split_list(file: Path, name: str, *, root: Path | None, test: Path | None) -> Listing:
+def read_split_list(
+    file: Path, name: str, *, root: Path | None, test: Path | None, cache: Path | None = None
+) -> Listing:
     """Return the images that one list names for training and another for testing.
 
     A line is a path (which may contain blanks), a blank or a comma, and a class number 0..C-1; blank lines and
@@ -38,34 +27,36 @@ def read_split_list(file: Path, name: str, *, root: Path | None, test: Path | No
         root: folder that paths are relative to; None: the list's own.
         test: the test list; None: the file beside ``file`` with ``test`` or else ``val`` in place of the last
             ``train`` in its name. Without either, the listing has no splits.
+        cache: folder that keeps what large lists say; None = nothing is kept.
 
     Raises:
         UserError: a list that cannot be read, or a line that is not as described.
     """
     file = file.expanduser()
     base = base_folder(file, root)
-    train = _read(file)
+    train = read_lines(file, cache)
+    labels = train.labels
     found = test.expanduser() if test is not None else _sibling(file)
     if found is None:
         return Listing(
             name,
             base,
             train.paths,
-            train.labels,
+            labels,
             None,
             None,
-            class_names=_class_names(train, train.labels),
+            class_names=_class_names(train, train.texts),
             numbered=True,
             notes=tuple(train.notes),
         )
     if os.path.abspath(found) == os.path.abspath(file):
         raise UserError(f"{file}: --source.test names the training list itself; name another list.")
-    held = _read(found)
+    held = read_lines(found, cache)
     test_paths = join_test(base, base_folder(found, root), train.paths, held.paths, found)
     notes = [*train.notes, *held.notes]
     if test is None:
         notes.append(f"{name}: the test images are those of {found.name} beside it.")
-    labels = train.labels + held.labels
+    labels += held.labels
     return Listing(
         name,
         base,
@@ -73,45 +64,10 @@ def read_split_list(file: Path, name: str, *, root: Path | None, test: Path | No
         labels,
         ["train"] * len(train.paths) + ["test"] * len(test_paths),
         None,
-        class_names=_class_names(train, labels),
+        class_names=_class_names(train, (*train.texts, *held.texts)),
         numbered=True,
         notes=tuple(notes),
     )
-
-
-def _read(file: Path) -> _Lines:
-    paths: list[str] = []
-    labels: list[str] = []
-    numbers = array("q")
-    texts: dict[str, str] = {}  # one text a class instead of one an image
-    with open_text(file) as text:
-        for number, written in enumerate(text, start=1):
-            line = written.strip()
-            if not line or line[0] == "#":
-                continue
-            path, _, label = line.replace("\t", " ").rpartition(" ")
-            if not (label.isascii() and label.isdecimal() and path):
-                path, _, label = line.rpartition(",")
-                label = label.strip()
-            path = path.rstrip(" \t,")
-            if not (label.isascii() and label.isdecimal() and path):
-                raise UserError(f"{file}, line {number}: {_shown(line)} is not understood; {_FORM}.")
-            paths.append(path)
-            labels.append(texts.setdefault(label, str(int(label))))
-            numbers.append(number)
-    if not paths:
-        raise UserError(f"{file} names no image; {_FORM}.")
-    notes: list[str] = []
-    paths = tidy_paths(file, paths, notes)
-    kept = without_repeats(file, paths, labels, None, numbers, "line")
-    if kept is not None:
-        notes.append(repeats_note(file, len(paths) - len(kept), "line"))
-        paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
-    return _Lines(paths, labels, notes)
-
-
-def _shown(line: str) -> str:
-    return repr(line if len(line) <= 80 else line[:77] + "...")
 
 
 def _sibling(file: Path) -> Path | None:
@@ -128,16 +84,16 @@ def _sibling(file: Path) -> Path | None:
     return None
 
 
-def _class_names(train: _Lines, labels: Sequence[str]) -> tuple[str, ...] | None:
+def _class_names(train: ListLines, labels: Sequence[str]) -> tuple[str, ...] | None:
     """Return the names of classes 0..C-1; None if the numbers have gaps, which is told when they are checked."""
-    for known in (set(labels), set(train.labels)):
+    for known in (set(labels), set(train.texts)):
         if len(known) == 1 + max(int(label) for label in known):
             folders = _folders(train)
             return tuple(folders.get(str(c), str(c)) for c in range(len(known)))
     return None
 
 
-def _folders(train: _Lines) -> dict[str, str]:
+def _folders(train: ListLines) -> dict[str, str]:
     """Return the folder of each class below the common one; nothing unless each class has one of its own."""
     parents: dict[str, str] = {}
     for path, label in zip(train.paths, train.labels, strict=True):

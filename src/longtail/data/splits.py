@@ -30,8 +30,10 @@ def path_keys(paths: Sequence[str]) -> Tensor:
         spelt = path if path.isascii() else unicodedata.normalize("NFC", path)
         return hashlib.blake2b(spelt.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
-    words = np.frombuffer(b"".join(map(digest, paths)), dtype="<i8")
-    return torch.from_numpy(words.astype(np.int64))
+    words = bytearray()
+    for path in paths:
+        words += digest(path)
+    return torch.from_numpy(np.frombuffer(words, dtype="<i8").astype(np.int64))
 
 
 def pixel_keys(images: Tensor) -> Tensor:

@@ -21,11 +21,16 @@ from longtail.data.image_set import Framing, ImageFiles
 from longtail.data.loading import Batch, keep_freed_memory
 from longtail.data.samplers import EpochDraws, Sampler
 from longtail.data.shares import WHOLE, Share
+from longtail.data.slow_reads import SlowReads
+from longtail.data.tar_members import shown
 from longtail.data.views import View
 from longtail.errors import UserError
 
 _CHUNK = 16
 """Images that are held decoded at a time: enough to share the cost of drawing, few enough for large photographs."""
+
+_READS = SlowReads()
+"""What this process has learnt of the storage."""
 
 Frames = dict[str, Tensor]
 """View name to uint8 ``[B, 3, H, W]``, framed but not yet augmented or normalised."""
@@ -77,7 +82,7 @@ def frame_files(
     pixels = {name: made.permute(0, 2, 3, 1).numpy() for name, made in frames.items()}
     done, keys = 0, ids if keys is None else keys
     for part, part_keys in zip(torch.split(ids, _CHUNK), torch.split(keys, _CHUNK), strict=True):
-        images = [_read(files, index, side) for index in part.tolist()]
+        images = _READS.all(lambda index: _read(files, index, side), part.tolist())
         widths, heights = torch.tensor([image.size for image in images]).unbind(1)
         for name, crop_range in area.items():
             places = pixels[name][done : done + len(part)]
@@ -97,7 +102,7 @@ def _read(files: ImageFiles, index: int, side: int | None) -> Any:
         return read_image(files.path(index), side)
     except BadImage as error:
         raise UserError(
-            f"{files.path(index)} cannot be read any more ({error.reason}); restore it and go on with --resume."
+            f"{shown(files.path(index))} cannot be read any more ({error.reason}); restore it and go on with --resume."
         ) from None
 
 

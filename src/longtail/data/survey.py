@@ -15,10 +15,11 @@ from PIL import Image
 
 from longtail.data.check_images import MODES, ImageFacts, check_images
 from longtail.data.file_splits import FileChecks
-from longtail.data.image_set import DataSplits, ImageFiles, ImageSet, LabelledImages, PathTable
+from longtail.data.image_set import DataSplits, ImageFiles, ImageSet, LabelledImages
 from longtail.data.labels import in_order
 from longtail.data.listing import Listing
 from longtail.data.near_duplicates import Signatures
+from longtail.data.path_table import PathTable
 from longtail.data.sources import list_files, load_data
 from longtail.data.splits import group_names
 from longtail.errors import UserError
@@ -146,6 +147,7 @@ def _of_files(listing: Listing, source: DataOptions, checks: FileChecks, split: 
         listing.name,
         checks.progress,
         signatures.add if full else None,
+        listing.place,
     )
     splits = refusal = None
     try:
@@ -161,6 +163,7 @@ def _of_files(listing: Listing, source: DataOptions, checks: FileChecks, split: 
         class_names=names,
         sizes=torch.stack([torch.from_numpy(facts.heights), torch.from_numpy(facts.widths)], 1),
         digests=torch.from_numpy(facts.digests),
+        members=listing.members,
     )
     groups = listing.groups
     if source.group_pattern is not None:

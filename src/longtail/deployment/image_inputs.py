@@ -20,6 +20,7 @@ from longtail.data.feature_arrays import holds_features
 from longtail.data.feature_files import feature_rows
 from longtail.data.listing import IMAGE_ENDINGS
 from longtail.data.scanning import scan
+from longtail.data.tar_shards import is_shards, shard_images
 from longtail.errors import UserError
 
 _STDIN = "-"
@@ -68,8 +69,9 @@ def find_images(words: Sequence[str | os.PathLike[str]], channels: int, size: tu
     """Return what ``words`` name, in that order; the files of a folder sorted, those of its folders after them.
 
     A word is a file (whatever its ending), a folder (all images in it and below, by their endings), a pattern with
-    ``*``, ``**``, ``?`` or ``[]``, ``-`` for one path a line on standard input, or an ``.npz`` file. A file that does
-    not exist is listed too: it is told of like one that cannot be read.
+    ``*``, ``**``, ``?`` or ``[]``, ``-`` for one path a line on standard input, an ``.npz`` file, or tar shards
+    (a file, a folder of them or a pattern). A file that does not exist is listed too: it is told of like one that
+    cannot be read.
 
     Args:
         words: at least one.
@@ -103,6 +105,8 @@ def find_images(words: Sequence[str | os.PathLike[str]], channels: int, size: tu
 def _paths_of(word: str) -> list[str]:
     if word == _STDIN:
         return _lines_of_stdin()
+    if is_shards(word):
+        return shard_images(word)
     if os.path.isdir(word):
         return _below(word, ())
     if os.path.lexists(word) or not glob.has_magic(word):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.readable import readable_frames
+from longtail.data.tar_members import shown
 from longtail.deployment.image_inputs import ArrayImages, Source
 from longtail.models import Classifier
 
@@ -50,7 +51,7 @@ def score_images(
             continue
         done = 0
         for frames, errors in readable_frames(source, classifier.framing, batch_size, workers):
-            names = source[done : done + len(frames) + len(errors)]
+            names = [shown(path) for path in source[done : done + len(frames) + len(errors)]]
             done += len(names)
             if classifier.spec["in_channels"] == 1:
                 frames = to_gray(frames)

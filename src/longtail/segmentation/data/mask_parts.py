@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longtail.data.check_cache import default_cache
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.errors import UserError
 from longtail.option_groups import SegmentationOptions
 from longtail.segmentation.data.check_masks import Bad, check_masks

@@ -10,7 +10,7 @@ from typing import Self
 
 from torch import Tensor
 
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 
 IGNORE = -1
 """Label of pixels that count nowhere: void, other, and what lies outside the image."""
