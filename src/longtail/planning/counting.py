@@ -116,6 +116,8 @@ def count_stages(config: TrainConfig, data: DataSplits, gpus: int = 1, sharded: 
             previous[stage.name] = classifier
             if stage.epochs:
                 counts.append(_count(method, config, stage, data, gpus, sharded))
+    if sharded and not any(count.sizes.sharded for count in counts):
+        raise UserError(f"--sharded_queue shares out a queue of classes, but {config.method} has none; leave it out.")
     return counts
 
 
@@ -203,8 +205,6 @@ def _held(method: Method, config: TrainConfig, data: DataSplits, trained: list[n
 def _sizes(method: Method, batch: int, trained: list[nn.Parameter], classes: int, sharded: bool) -> StepSizes:
     queue, teacher = getattr(method, "queue", None), getattr(method, "teacher", None)
     features = getattr(queue, "features", None)
-    if sharded and features is None:
-        raise UserError("--sharded_queue shares out a queue of classes, but this method has none; leave it out.")
     through = [name for name in method.views if name != "key" or teacher is None]
     norms = [
         module.num_features
@@ -220,7 +220,7 @@ def _sizes(method: Method, batch: int, trained: list[nn.Parameter], classes: int
         norm_channels=tuple(norms),
         classes=classes,
         queue_bytes=0 if features is None else features.numel() * 4,
-        sharded=sharded,
+        sharded=sharded and features is not None,
         buffer_bytes=sum(b.numel() * b.element_size() for b in method.encoder.buffers()),
     )
 
