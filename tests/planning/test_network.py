@@ -49,6 +49,8 @@ def test_a_step_sends_features_and_the_published_way_the_queue_too():
     assert of(ours, "BatchNorm sums").calls == 4
     assert of(published, "the whole queue").sent == 128 * MIB
     assert not [x for x in ours if x.kind == "broadcast"]
+    ours_only = {x.what for x in ours} - {x.what for x in published}
+    assert ours_only == {"features of the student", "gradients of those features"}
 
 
 def test_ours_does_not_grow_with_the_queue():

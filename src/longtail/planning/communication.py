@@ -9,6 +9,7 @@ from longtail.planning.network import Cluster, Transfer
 
 _BUCKET = 25 * 2**20
 """Bytes of gradients that torch's DistributedDataParallel sends at a time."""
+_FEATURES, _FEATURE_GRADIENTS = "features of the student", "gradients of those features"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
     features = sizes.batch * sizes.student_views * sizes.student_dim * sizes.feature_bytes
     found = [
         _times("gradients", "all_reduce", sizes.gradient_bytes, max(1, -(-sizes.gradient_bytes // _BUCKET)), cluster),
-        _times("features of the student", "all_gather", features, 1, cluster),
-        _times("gradients of those features", "all_reduce", features, 1, cluster),
+        _times(_FEATURES, "all_gather", features, 1, cluster),
+        _times(_FEATURE_GRADIENTS, "all_reduce", features, 1, cluster),
         _times("labels and ids", "all_gather", 16 * sizes.batch, 2, cluster),
     ]
     if sizes.teacher_dim:
@@ -94,9 +95,10 @@ def published_exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
     """Return what a step exchanges if every buffer is broadcast before it, the queue with them.
 
     That is DistributedDataParallel at its defaults around a module that holds the queue as a buffer, as MoCo's code and
-    the code published with GML have it. The other exchanges are the same.
+    the code published with GML have it. Each process then takes the loss of its own queries alone, so that features of
+    the student are not gathered (and figures are not those of one process); the other exchanges are the same.
     """
-    found = exchanges(sizes, cluster)
+    found = [x for x in exchanges(sizes, cluster) if x.what not in (_FEATURES, _FEATURE_GRADIENTS)]
     if sizes.queue_bytes:
         found.append(_times("the whole queue", "broadcast", sizes.queue_bytes, 1, cluster))
     if sizes.buffer_bytes:
