@@ -1,6 +1,6 @@
 """What a step of GML sends over the network: this project's way, and with the queue broadcast at every step.
 
-    python benchmarks/communication.py [--recipe imagenet-lt-resnext50-90epochs] [--gpus 8 1024] [--each 16] [--gpu h200]
+    python benchmarks/communication.py [--recipe NAME] [--gpus 8 1024] [--each 16] [--gpu h200]
         [--network 400] [--out FILE]
 
 Counted, not measured: the tensors of a step come from the run's own method on the meta device (`longtail plan`), their
@@ -78,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     for gpus in options.gpus:
         found = compare(options, gpus)
         results.append(found)
-        print(f"{gpus} x {options.gpu} on {found['nodes']} machines, batch {found['batch']}: MiB sent a device and step")
+        print(
+            f"{gpus} x {options.gpu} on {found['nodes']} machines, batch {found['batch']}: MiB sent a device and step"
+        )
         names = {way: {x["what"] for x in found[way]} for way in ("ours", "published")}
         both = names["ours"] & names["published"]
         for x in found["ours"] + [x for x in found["published"] if x["what"] not in names["ours"]]:

@@ -51,7 +51,9 @@ def test_weights_and_queue_by_hand(one):
 
 def test_a_step_is_the_sum_of_its_products(one):
     student = one.stages[1].count
-    flops = {part: sum(op.flops for op in student.operations if op.part == part) for part in ("projections", "contrast")}
+    flops = {
+        part: sum(op.flops for op in student.operations if op.part == part) for part in ("projections", "contrast")
+    }
     batch, keys, dim, width = 64, 1024, 64, 32
     # Queue and queries through two maps, forward and backward; of the queue's features nothing asks for a gradient.
     maps = dim * dim + dim * width
@@ -86,7 +88,9 @@ def test_a_sharded_queue_is_projected_in_parts():
     def projected(plan):
         return sum(op.flops for op in plan.stages[1].count.operations if op.part == "projections")
 
-    whole, parts = (planned(gpus=4, sharded_queue=sharded, queue={"capacity": 4096}, **TINY) for sharded in (False, True))
+    whole, parts = (
+        planned(gpus=4, sharded_queue=sharded, queue={"capacity": 4096}, **TINY) for sharded in (False, True)
+    )
     assert parts.stages[1].count.sizes.queue_bytes * 4 == whole.stages[1].count.sizes.queue_bytes
     assert projected(parts) < 0.3 * projected(whole)
 
@@ -191,7 +195,9 @@ def test_this_machine_is_measured_once_and_known_again(monkeypatch, tmp_path, ca
     monkeypatch.setattr(calibration, "_SECONDS_EACH", 0.0)
     monkeypatch.setattr(calibration, "_COPIED", 2**16)
     monkeypatch.setattr(calibration, "_PRODUCTS", ((64, 64, 64),))
-    shapes = {kind: ((8, 8, 8, 3, 1, groups),) for kind, groups in (("convolution", 1), ("grouped", 2), ("depthwise", 8))}
+    shapes = {
+        kind: ((8, 8, 8, 3, 1, groups),) for kind, groups in (("convolution", 1), ("grouped", 2), ("depthwise", 8))
+    }
     monkeypatch.setattr(calibration, "_CONVOLUTIONS", shapes)
     assert main(["plan", "--calibrate", "--device", "cpu"]) == 0
     file = next(tmp_path.glob("*.json"))

@@ -100,7 +100,7 @@ def plan(
     known = _known_device(gpu, efficiency)
     _check_numbers(gpus, cores, network, price)
     cluster = Cluster(gpus, gpus_per_node, known.device.link, network * _GIGABIT)
-    config, splits, source = _data(make_config(given), images, classes, say)
+    config, splits, source = planned_data(make_config(given), images, classes, say)
     shares = cluster.gpus if sharded_queue else 1
     batch = resolved(config.batch_size)
     counts = count_stages(config, splits, gpus, shares > 1)
@@ -188,7 +188,7 @@ def _check_numbers(gpus: int, cores: int, network: float, price: float | None) -
         raise UserError(f"--price must be 0 or above, got {price:g}.")
 
 
-def _data(
+def planned_data(
     config: TrainConfig, images: int | None, classes: int | None, say: ProgressReporter
 ) -> tuple[TrainConfig, DataSplits, str]:
     """Return the resolved options, the data with the size its encoder sees, and where its numbers are from."""
