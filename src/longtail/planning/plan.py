@@ -101,10 +101,11 @@ def plan(
     _check_numbers(gpus, cores, network, price)
     cluster = Cluster(gpus, gpus_per_node, known.device.link, network * _GIGABIT)
     config, splits, source = planned_data(make_config(given), images, classes, say)
-    shares = cluster.gpus if sharded_queue else 1
+    # A run has this as an option of the queue; a plan may also ask what it would bring.
+    sharded = (sharded_queue or bool(getattr(config.queue, "sharded", False))) and gpus > 1
     batch = resolved(config.batch_size)
-    counts = count_stages(config, splits, gpus, shares > 1)
-    twice = count_stages(replace_options(config, {"batch_size": 2 * batch}), splits, gpus, shares > 1)
+    counts = count_stages(config, splits, gpus, sharded)
+    twice = count_stages(replace_options(config, {"batch_size": 2 * batch}), splits, gpus, sharded)
     streamed = isinstance(splits.train, ImageFiles) and not config.loading.resident
     stages, larger = (
         [
