@@ -1,11 +1,11 @@
 """Does `longtail plan` tell what a step takes? Predicted against measured, time and memory, on the machine at hand.
 
-    OMP_NUM_THREADS=2 python benchmarks/plan.py [--quick] [--steps 7] [--out FILE]
+    OMP_NUM_THREADS=2 python benchmarks/plan.py [--quick] [--steps 7] [--device cpu] [--out FILE]
     python benchmarks/plan.py --published
 
 The machine is calibrated first (as `longtail plan --calibrate` does it). Then each encoder's GML step (student and a
 frozen teacher of the same kind, a queue of 4096) is predicted from its counts, and taken in a fresh process on noise:
-median of the steps' times, and the peak of resident memory above what the process had before it built anything.
+median of the steps' times, and the peak of memory above what the process had before it built anything.
 Augmentation is in neither. With --published nothing is measured: four published training rates of an A100 are compared,
 those that the default efficiencies are fitted to.
 """
@@ -18,8 +18,8 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,18 @@ from longtail.training.progress import ProgressReporter
 from longtail.training.stages import plan_stages
 from longtail.training.step import TrainingStep
 
-# Encoder, side of its images, images a step.
+# Encoder, teacher's encoder, side of the images, images a step.
 CASES = {
-    "resnet18": ("resnet18", 224, 16),
-    "cifar_resnet32": ("cifar_resnet32", 32, 128),
-    "mobilenetv3": ("mobilenetv3_small_100", 224, 32),
+    "resnet18": ("resnet18", "resnet18", 224, 16),
+    "cifar_resnet32": ("cifar_resnet32", "cifar_resnet32", 32, 128),
+    "mobilenetv3": ("mobilenetv3_small_100", "mobilenetv3_small_100", 224, 32),
 }
-QUICK_CASES = {"resnet18": ("resnet18", 32, 4), "cifar_resnet32": ("cifar_resnet32", 32, 8)}
+QUICK_CASES = {
+    "resnet18": ("resnet18", "resnet18", 32, 4),
+    "cifar_resnet32": ("cifar_resnet32", "cifar_resnet32", 32, 8),
+}
+# Beside the others where there is an accelerator.
+LARGE_CASES = {"imagenet-lt": ("resnext50_32x4d", "resnext101_32x8d", 224, 128)}
 # NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets, READMEs of resnet50v1.5 (21.03, A100 80 GB) and
 # resnext101-32x4d (20.06, A100 40 GB): images a second on one device. TF32, then mixed precision.
 PUBLISHED = (
@@ -57,28 +62,28 @@ PUBLISHED = (
 )
 
 
-def case_data(
-    encoder: str, side: int, batch: int, method: str = "gml", **options: Any
-) -> tuple[TrainConfig, DataSplits]:
+def case_data(name: str, quick: bool) -> tuple[TrainConfig, DataSplits]:
     """Return resolved options and the sizes of the data of a case."""
-    given = {"method": method, "backbone": encoder, "pretrained": "none", "batch_size": batch, "epochs": 1, **options}
-    given |= {"image_size": side, "queue.capacity": 4096} if method == "gml" else {"image_size": side}
-    if method == "gml":
-        given["teacher.backbone"] = encoder
+    encoder, teacher, side, batch = (QUICK_CASES if quick else CASES | LARGE_CASES)[name]
+    return sized_data(encoder, side, batch, method="gml", **{"queue.capacity": 4096, "teacher.backbone": teacher})
+
+
+def sized_data(encoder: str, side: int, batch: int, **options: Any) -> tuple[TrainConfig, DataSplits]:
+    """Return resolved options of a run on 12,000 photographs of 100 classes, and the sizes of that data."""
+    given = {"backbone": encoder, "pretrained": "none", "batch_size": batch, "epochs": 1, "image_size": side, **options}
     config, data, _ = planned_data(make_config(given), 12_000, 100, ProgressReporter(True))
     return config, data
 
 
-def measure_one(name: str, quick: bool, steps: int) -> dict[str, Any]:
+def measure_one(name: str, quick: bool, steps: int, device: torch.device) -> dict[str, Any]:
     """Take a case's steps in this process, and return their seconds and the memory that they took."""
-    encoder, side, batch = (QUICK_CASES if quick else CASES)[name]
-    config, data = case_data(encoder, side, batch)
-    torch.randn(64, 64) @ torch.randn(64, 64)  # loads what products need
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    device, previous = torch.device("cpu"), None
+    config, data = case_data(name, quick)
+    side, batch = resolved(config.image_size), resolved(config.batch_size)
+    torch.randn(64, 64, device=device) @ torch.randn(64, 64, device=device)  # loads what products need
+    before, previous = peak_memory(device), None
     for stage in plan_stages(config):
         context = MethodContext(config, stage, data.train, (0.5,) * 3, (0.5,) * 3, previous)
-        method = get_method(stage.method).build(context).to(memory_format=torch.channels_last)
+        method = get_method(stage.method).build(context).to(device).to(memory_format=torch.channels_last)
         made = method.classifier()
         assert isinstance(made, Classifier)
         previous = made
@@ -86,26 +91,29 @@ def measure_one(name: str, quick: bool, steps: int) -> dict[str, Any]:
     optimiser = build_optimiser(parameter_groups(method, config.tune), config.optimiser, device)
     set_rate(optimiser, 0.01)
     step = TrainingStep(method, optimiser, None, device)
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     taken = []
     for number in range(steps + 2):
         views = {
-            view: torch.randn(batch, 3, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
+            view: torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
             for view in method.views
         }
         ids = torch.arange(number * batch, (number + 1) * batch) % len(data.train)
-        began = time.perf_counter()
-        step(Batch(views, data.train.labels[ids], ids), number / (steps + 2))
-        step.guard.look()
-        taken.append(time.perf_counter() - began)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": taken[2:], "memory": 1024 * (after - before)}  # ru_maxrss counts KiB on Linux
+        taking = Batch(views, data.train.labels[ids].to(device), ids.to(device))
+        taken.append(measuring.seconds(partial(step, taking, number / (steps + 2)), device))
+    return {"seconds": taken[2:], "memory": peak_memory(device) - before}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has taken, on the device that it computes on."""
+    if device.type != "cpu":
+        return int(torch.accelerator.max_memory_allocated(device))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # counted in KiB on Linux
 
 
 def predict_one(name: str, quick: bool, rates: Rates) -> dict[str, Any]:
     """Return what a case's step should take."""
-    encoder, side, batch = (QUICK_CASES if quick else CASES)[name]
-    config, data = case_data(encoder, side, batch)
+    config, data = case_data(name, quick)
     count = count_stages(config, data)[-1]
     parts = seconds_of(count, rates)
     return {
@@ -122,7 +130,7 @@ def against_published() -> list[dict[str, Any]]:
     found = []
     for encoder, batch, bandwidth, *rates in PUBLISHED:
         for precision, rate in zip(("float32", "bfloat16"), rates, strict=True):
-            config, data = case_data(encoder, 224, batch, "cross_entropy", precision=precision)
+            config, data = sized_data(encoder, 224, batch, method="cross_entropy", precision=precision)
             device = replace(DEVICES["a100"], bandwidth=bandwidth)
             count = count_stages(config, data)[0]
             predicted = batch / sum(seconds_of(count, assumed_rates(device)).values())
@@ -138,24 +146,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each (default 7)")
     parser.add_argument("--published", action="store_true", help="compare with published rates of an A100 instead")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="torch device (default cpu)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(measure_one(options.one, options.quick, options.steps)))
+        print(json.dumps(measure_one(options.one, options.quick, options.steps, options.device)))
         return 0
     if options.published:
         out = options.out or measuring.RESULTS / "plan-published.json"
         measuring.write(out, "published training rates of an A100, and what longtail plan says", torch.device("cpu"),
                         against_published())  # fmt: skip
         return 0
-    device = torch.device("cpu")
+    device = options.device
     figures = calibrate(device)
     rates = Rates(figures["flops"], figures["half_flops"], figures["bandwidth"], figures["operation_seconds"])
     results = []
-    for name in QUICK_CASES if options.quick else CASES:
+    large = LARGE_CASES if device.type != "cpu" else {}
+    for name in QUICK_CASES if options.quick else CASES | large:
         predicted = predict_one(name, options.quick, rates)
-        words = [sys.executable, __file__, "--one", name, "--steps", str(options.steps)]
+        words = [sys.executable, __file__, "--one", name, "--steps", str(options.steps), "--device", str(device)]
         done = subprocess.run(
             [*words, *(["--quick"] if options.quick else [])], capture_output=True, text=True, check=True
         )

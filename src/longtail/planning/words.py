@@ -37,7 +37,7 @@ def lines_of(plan: PlannedRun, streamed: bool) -> tuple[list[str], dict[str, Any
 def _stage_lines(stage: StageEstimate, plan: PlannedRun, streamed: bool) -> list[str]:
     count, gpus = stage.count, plan.cluster.gpus
     name, own = count.stage, plan.device.memory
-    memory = ", ".join(f"{what} {size / _GIB:.2f}" for what, size in stage.memory.items())
+    memory = ", ".join(f"{what} {size / _GIB:.2g}" for what, size in stage.memory.items())
     over = "" if stage.total_memory <= own else "  DOES NOT FIT"
     parts = ", ".join(f"{part} {1000 * seconds:.1f}" for part, seconds in stage.parts.items())
     per_epoch = count.steps // name.epochs
