@@ -11,7 +11,9 @@ import longtail
 
 SOURCE = Path(longtail.__file__).parent
 # From the ground up.
-ROOMS = "losses metrics data models memory methods training estimators reporting deployment segmentation".split()
+ROOMS = (
+    "losses metrics data models memory methods training estimators reporting deployment segmentation planning"
+).split()
 GROUND = {
     "errors": set(),
     "option_groups": set(),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from longtail.errors import UserError
     from longtail.estimators import CosineClassifier, GMLClassifier, LogitAdjustedClassifier
     from longtail.models import Classifier
+    from longtail.planning.plan import plan
     from longtail.reporting.compare import compare
     from longtail.reporting.inspection import inspect
     from longtail.studies.study import StudyResult, study
@@ -51,6 +52,7 @@ _HOMES = {
     "export": "deployment.export",
     "inspect": "reporting.inspection",
     "load": "api",
+    "plan": "planning.plan",
     "predict": "deployment.predict",
     "push_to_hub": "deployment.push",
     "study": "studies.study",
@@ -75,6 +77,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "plan",
     "predict",
     "push_to_hub",
     "study",

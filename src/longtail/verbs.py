@@ -52,6 +52,7 @@ VERBS = {
     "study": Verb(
         "studies.study", "[NAME]", "methods or options side by side over seeds, resumed; without NAME, a list"
     ),
+    "plan": Verb("planning.plan", "[DATA]", "what a run would take on other hardware: memory, time, network, cost"),
 }
 
 DENSE = " (segmentation)"

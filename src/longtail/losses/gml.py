@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtail.losses.autocast import without_autocast
 from longtail.losses.chunks import in_chunks
 from longtail.losses.class_density import check_keys
 from longtail.losses.label_odds import LabelClass, key_bias, label_log_odds
@@ -167,7 +168,7 @@ class GMLLoss(nn.Module):
             term, term_counted = _summed(odds_without_own) if needs_term else (loss.detach(), counted)
             return loss, term, counted, term_counted
 
-        with torch.autocast(queries.device.type, enabled=False):
+        with without_autocast(queries):
             log_temperature = self.log_temperature.to(dtype) + self._log_residual
             if fused or rows >= len(queries):
                 found = sums(queries, keys, log_temperature, slice(None))

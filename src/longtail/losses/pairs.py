@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longtail.losses.autocast import without_autocast
 from longtail.losses.logit_adjusted import check_labels
 
 
 def similarities(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Return ``queries @ keys.T / temperature`` as ``[B, K]``, in float32 at least, also under autocast."""
     dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries):
         return queries.to(dtype) @ keys.to(dtype).t() / temperature
 
 

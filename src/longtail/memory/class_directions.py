@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from longtail.losses.autocast import without_autocast
+
 HIGHEST = 1e5
 """Largest concentration: a class of one image has no spread, and its likelihood no maximum."""
 
@@ -93,7 +95,7 @@ class ClassDirections(nn.Module):
         # A product with who-is-of-which-class: unlike a scattered sum, the same bits every time on any device.
         of_class = (labels == torch.arange(len(self.counts), device=labels.device)[:, None]) & finite
         shares = of_class.to(self.sums.dtype)
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             self.sums += shares @ torch.where(finite[:, None], features, 0.0)
         self.counts += shares.sum(1)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longtail.errors import unknown_name
+from longtail.losses.autocast import without_autocast
 
 _SMALLEST_NORM = 1e-12
 _HEADS = ("cosine", "linear")
@@ -48,7 +47,7 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``[B, C]`` of features ``[B, D]``."""
-        with _without_autocast(features):
+        with without_autocast(features):
             directions = unit_vectors(features)
             return self.scale * F.linear(directions, unit_vectors(self.weight.to(directions.dtype)))
 
@@ -122,9 +121,3 @@ def build_head(name: str, dim: int, num_classes: int, scale: float = 30.0) -> nn
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Switch autocast off only where it is on, so that an exported graph holds no trace of it."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

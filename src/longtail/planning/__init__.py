@@ -1,0 +1,1 @@
+"""What a training run would need: memory, time, network and cost, counted without running it."""

@@ -1,0 +1,111 @@
+"""What processes that train together exchange in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longtail.planning.network import Cluster, Transfer
+
+_BUCKET = 25 * 2**20
+"""Bytes of gradients that torch's DistributedDataParallel sends at a time."""
+_FEATURES, _FEATURE_GRADIENTS = "features of the student", "gradients of those features"
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What one kind of exchange costs in a step.
+
+    Attributes:
+        what: in words.
+        kind: ``all_reduce``, ``all_gather`` or ``broadcast``.
+        tensor_bytes: of what is exchanged, over all calls.
+        calls: a step.
+        sent: bytes that each process sends.
+        seconds: if nothing else is done meanwhile.
+    """
+
+    what: str
+    kind: str
+    tensor_bytes: float
+    calls: int
+    sent: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """What decides how much a step exchanges.
+
+    Attributes:
+        batch: images over all processes.
+        gradient_bytes: of all that is trained.
+        student_views: views that go through the student.
+        student_dim: width of its features.
+        teacher_dim: width of the features that are enqueued; 0 = none are.
+        norm_channels: channels of every BatchNorm of the student that sees batch statistics.
+        classes: number of them.
+        queue_bytes: of the queue's features; 0 = there is none.
+        sharded: whether each process holds the queue of its own classes only.
+        buffer_bytes: of all buffers of what is trained but the queue.
+        feature_bytes: of one number of a feature.
+    """
+
+    batch: int
+    gradient_bytes: int
+    student_views: int
+    student_dim: int
+    teacher_dim: int
+    norm_channels: Sequence[int]
+    classes: int
+    queue_bytes: int = 0
+    sharded: bool = False
+    buffer_bytes: int = 0
+    feature_bytes: int = 4
+
+
+def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
+    """Return what a step of this project exchanges.
+
+    The queue is the same everywhere because everyone enqueues the same gathered features: nothing of it is sent.
+    """
+    features = sizes.batch * sizes.student_views * sizes.student_dim * sizes.feature_bytes
+    found = [
+        _times("gradients", "all_reduce", sizes.gradient_bytes, max(1, -(-sizes.gradient_bytes // _BUCKET)), cluster),
+        _times(_FEATURES, "all_gather", features, 1, cluster),
+        _times(_FEATURE_GRADIENTS, "all_reduce", features, 1, cluster),
+        _times("labels and ids", "all_gather", 16 * sizes.batch, 2, cluster),
+    ]
+    if sizes.teacher_dim:
+        enqueued = sizes.batch * sizes.teacher_dim * sizes.feature_bytes
+        found.append(_times("features of the teacher", "all_gather", enqueued, 1, cluster))
+    if sizes.norm_channels:
+        # Forward: sum, sum of squares and count; backward: two sums.
+        size = sum(4 * (2 * channels + 1) + 4 * 2 * channels for channels in sizes.norm_channels)
+        found.append(_times("BatchNorm sums", "all_reduce", size, 2 * len(sizes.norm_channels), cluster))
+    if sizes.sharded:
+        densities = 4 * sizes.batch * sizes.classes
+        found.append(_times("log-densities of the classes", "all_gather", densities, 1, cluster))
+        queries = 4 * sizes.batch * sizes.student_dim
+        found.append(_times("gradients of the queries", "all_reduce", queries, 1, cluster))
+    return found
+
+
+def published_exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
+    """Return what a step exchanges if every buffer is broadcast before it, the queue with them.
+
+    That is DistributedDataParallel at its defaults around a module that holds the queue as a buffer, as MoCo's code and
+    the code published with GML have it. Each process then takes the loss of its own queries alone, so that features of
+    the student are not gathered (and figures are not those of one process); the other exchanges are the same.
+    """
+    found = [x for x in exchanges(sizes, cluster) if x.what not in (_FEATURES, _FEATURE_GRADIENTS)]
+    if sizes.queue_bytes:
+        found.append(_times("the whole queue", "broadcast", sizes.queue_bytes, 1, cluster))
+    if sizes.buffer_bytes:
+        found.append(_times("other buffers", "broadcast", sizes.buffer_bytes, 1, cluster))
+    return found
+
+
+def _times(what: str, kind: str, size: float, calls: int, cluster: Cluster) -> Exchanged:
+    one: Transfer = getattr(cluster, kind)(size / calls)
+    return Exchanged(what, kind, size, calls, calls * one.sent, calls * one.seconds)
