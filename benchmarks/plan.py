@@ -80,9 +80,11 @@ def measure_one(name: str, quick: bool, steps: int, device: torch.device) -> dic
     config, data = case_data(name, quick)
     side, batch = resolved(config.image_size), resolved(config.batch_size)
     torch.randn(64, 64, device=device) @ torch.randn(64, 64, device=device)  # loads what products need
+    # A teacher must agree with its student on how images are normalised; on noise any values do.
+    statistics = [tuple(values or (0.5,) * 3) for values in (config.source.mean, config.source.std)]
     before, previous = peak_memory(device), None
     for stage in plan_stages(config):
-        context = MethodContext(config, stage, data.train, (0.5,) * 3, (0.5,) * 3, previous)
+        context = MethodContext(config, stage, data.train, *statistics, previous)
         method = get_method(stage.method).build(context).to(device).to(memory_format=torch.channels_last)
         made = method.classifier()
         assert isinstance(made, Classifier)
