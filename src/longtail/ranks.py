@@ -65,6 +65,7 @@ class Ranks:
     store: Any = None
     stopped: Callable[[], bool] = lambda: False
     _said: int = field(default=0, repr=False)
+    _lost: bool = field(default=False, repr=False)
     _over: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
@@ -149,6 +150,7 @@ class Ranks:
             return None
         # Whoever ends by an error has said so before its connections close.
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+        self._lost = lost
         if threading.current_thread() is threading.main_thread():
             # This process ends by itself: a launcher that tells it to must not cut off its last word.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -218,7 +220,8 @@ class Ranks:
             if self.is_main:
                 self.store.set(_TOLD, "1")
                 # The store ends with this process.
-                self._sleep_until(lambda: int(self.store.add(_LEFT, 0)) == self.world - 1, _FAREWELL_SECONDS)
+                seconds = _GRACE_SECONDS if self._lost else _FAREWELL_SECONDS  # who is gone says no farewell
+                self._sleep_until(lambda: int(self.store.add(_LEFT, 0)) == self.world - 1, seconds)
             else:
                 self._sleep_until(lambda: self.store.check([_TOLD]), _FAREWELL_SECONDS)
                 self.store.add(_LEFT, 1)
@@ -281,14 +284,14 @@ def _own_store(rank: int) -> Any:
         return store  # the first process holds it already
     host = os.environ["MASTER_ADDR"]
     if rank == 0:
-        own = dist.TCPStore(host, 0, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
+        own = dist.distributed_c10d.TCPStore(host, 0, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
         store.set("longtail", str(own.port))
         return own
     end = time.monotonic() + _COMING.total_seconds()
     while True:
         port = int(store.get("longtail"))
         try:
-            return dist.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)
+            return dist.distributed_c10d.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)
         except RuntimeError:
             if time.monotonic() > end:
                 raise
