@@ -10,7 +10,7 @@ from torch import Tensor
 from longtail.config import TrainConfig
 from longtail.data import DataSplits, FeatureSet, ImageFiles, ImageSet
 from longtail.data.counts import class_profile
-from longtail.data.image_set import PathTable
+from longtail.data.path_table import PathTable
 from longtail.data.published import PUBLISHED
 from longtail.errors import UserError
 from longtail.training.progress import ProgressReporter
