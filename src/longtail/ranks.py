@@ -284,14 +284,14 @@ def _own_store(rank: int) -> Any:
         return store  # the first process holds it already
     host = os.environ["MASTER_ADDR"]
     if rank == 0:
-        own = dist.distributed_c10d.TCPStore(host, 0, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)
+        own = dist.TCPStore(host, 0, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)  # type: ignore[attr-defined]
         store.set("longtail", str(own.port))
         return own
     end = time.monotonic() + _COMING.total_seconds()
     while True:
         port = int(store.get("longtail"))
         try:
-            return dist.distributed_c10d.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)
+            return dist.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)  # type: ignore[attr-defined]
         except RuntimeError:
             if time.monotonic() > end:
                 raise
