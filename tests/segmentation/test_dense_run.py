@@ -270,3 +270,10 @@ def test_export_as_files_for_other_programs(work):
     assert "| 0 | thing 1 |" in card
     work.run("export", "run", "--format", "card", "--out", "card")
     work.refuse("export", "run", "--format", "onxn", naming=["'onnx'"])
+
+
+def test_masks_are_not_taken_for_a_class(desk):
+    plain_tree(desk.folder / "own")
+    desk.refuse("train", "own", "--quiet", naming=["--task segmentation"])
+    desk.refuse("inspect", "own", naming=["--task segmentation"])
+    desk.refuse("study", "methods", "--data", "own", "--task", "segmentation", naming=["longtail compare"])

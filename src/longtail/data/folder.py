@@ -66,6 +66,10 @@ def read_folder(root: Path, name: str, test: Path | None = None, training: bool 
     return tree.listing(root)
 
 
+_MASKS = frozenset(("masks", "annotations"))
+"""Folders that beside ``images`` hold no class but the classes of pixels."""
+
+
 class _Tree:
     """The images gathered so far."""
 
@@ -118,6 +122,12 @@ class _Tree:
     def listing(self, root: Path) -> Listing:
         """Return what was gathered, checked."""
         classes = in_order(self.classes)
+        masks = sorted(_MASKS.intersection(classes))
+        if len(classes) == 2 and "images" in classes and masks:
+            raise UserError(
+                f"{root} holds images and {masks[0]}, as segmentation has them: train on them with --task segmentation. "
+                "If they are two classes of images, give the folders other names."
+            )
         if not self.paths:
             raise UserError(
                 f"{root}: no image in its {counted(len(classes), 'class folder')} "

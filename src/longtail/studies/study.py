@@ -93,6 +93,11 @@ def study(
 
     say = ProgressReporter(quiet)
     given = parse_values(options, "study")
+    if given.get("task") == "segmentation":
+        raise UserError(
+            "studies are of classification; train runs on masks one by one and put them side by side: longtail compare "
+            "RUN RUN."
+        )
     plan = make_plan(
         chosen, given, data=data, methods=methods or (), recipe=recipe, against=against, seeds=seeds, say=say
     )
