@@ -139,6 +139,15 @@ def test_one_perfect_image(tmp_path):
     assert "(" not in dense_summary(figures).split(";")[0]
 
 
+def test_an_image_of_one_class_that_is_called_so(tmp_path):
+    files, _, _ = tree(tmp_path, sizes=[(12, 16), (12, 16)])
+    Image.new("RGB", (16, 12), (2, 255, 0)).save(tmp_path / "i" / "0.png")
+    Image.new("L", (16, 12), 2).save(tmp_path / "m" / "0.png")
+    rows = evaluated(files).rows
+    other = evaluated(files.subset(torch.tensor([1]))).rows
+    assert rows[2]["boundary_f"] == pytest.approx((1 + other[2]["boundary_f"]) / 2)  # no outline, and none missed
+
+
 def test_what_cannot_be_evaluated_is_a_sentence(tmp_path):
     files, _, _ = tree(tmp_path)
     ignored = replace(files, read_mask=lambda path: torch.full_like(read_png(path), IGNORE))
