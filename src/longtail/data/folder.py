@@ -125,8 +125,8 @@ class _Tree:
         masks = sorted(_MASKS.intersection(classes))
         if len(classes) == 2 and "images" in classes and masks:
             raise UserError(
-                f"{root} holds images and {masks[0]}, as segmentation has them: train on them with --task segmentation. "
-                "If they are two classes of images, give the folders other names."
+                f"{root} holds images and {masks[0]}, as segmentation has them: train on them with --task "
+                "segmentation. If they are two classes of images, give the folders other names."
             )
         if not self.paths:
             raise UserError(
