@@ -170,6 +170,7 @@ def test_config_holds_every_option_resolved(result):
         *("optimiser.clip_norm", "optimiser.ema", "start.head", "tune.rank", "tune.encoder_lr"),
         *(f"source.{name}" for name in ("test", "fold", "group_pattern", "mean", "std")),
         *(f"loading.{name}" for name in ("resident", "workers", "resize", "interpolation")),
+        *(f"segmentation.{name}" for name in "crop decoder palette resize width window zero_is_other".split()),
     }
 
 

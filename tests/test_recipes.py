@@ -14,15 +14,20 @@ from longtail.data.published import PUBLISHED as PUBLISHED_SETS
 from longtail.data.sources import source_names
 from longtail.data.views import build_view
 from longtail.errors import UserError
+from longtail.memory.class_queue import queue_lengths
 from longtail.methods import METHODS
 from longtail.models import build_encoder
 from longtail.models.prompts import first_identifier
 from longtail.options import make_config, read_recipe, recipe_files, recipe_text
+from longtail.segmentation.data.augment import check_dense_recipe
+from longtail.segmentation.data.sources import mask_source_names
+from longtail.segmentation.models import build_pixel_encoder
 from longtail.studies.rows import plus
 from longtail.training.defaults import resolve
 from longtail.training.schedule import learning_rate_factor
 
 RECIPES = sorted(recipe_files())
+DENSE = [f"ade20k-{network}" for network in ("deeplabv3plus-resnet50", "upernet-resnet50", "upernet-swin-tiny")]
 PLUS = "cifar100-lt-imbalance100-gml-plus"
 LIFT = ["imagenet-lt-clip-vitb16-lift-10epochs", "inaturalist2018-clip-vitb16-lift-20epochs"]
 CLIP = [
@@ -96,7 +101,7 @@ LARGE = {
 def test_every_published_row_and_the_demo_have_a_recipe():
     small = (small_cifar_name(imbalance) for imbalance in SMALL_CIFAR_ROWS)
     ours = ("demo", PLUS, *CLIP, *LIFT)
-    assert sorted([*ours, *(cifar_name(*row) for row in CIFAR_ROWS), *small, *LARGE]) == RECIPES
+    assert sorted([*ours, *(cifar_name(*row) for row in CIFAR_ROWS), *small, *LARGE, *DENSE]) == RECIPES
 
 
 @pytest.mark.parametrize("name", LIFT)
@@ -175,7 +180,7 @@ def test_recipes_of_the_large_sets(name):
     assert first.endswith(f"published top-1 {top1} %" if top1 else "no figure published for GML")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {*DENSE}))
 def test_recipe_names_what_exists(name):
     config = make_config(read_recipe(name))
     assert config.data in source_names()
@@ -187,6 +192,22 @@ def test_recipe_names_what_exists(name):
     for view in (config.views.classifier, config.views.query, config.views.key):
         if view is not None:
             build_view(view, (0.5,) * 3, (0.5,) * 3)  # UserError for an unknown one
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_recipes_of_segmentation_are_the_protocol_of_their_neighbours(name):
+    config = make_config(read_recipe(name))
+    assert config.data in mask_source_names()
+    assert (config.task, config.method, config.teacher.kind) == ("segmentation", "gml", "frozen")
+    assert config.backbone == config.teacher.backbone
+    assert abs(config.epochs * (20_210 // config.batch_size) - 160_000) < 1500  # steps
+    for view in (config.views.classifier, config.views.key):
+        check_dense_recipe(view, "--views")
+    own = config.segmentation
+    with torch.device("meta"):
+        encoder = build_pixel_encoder(config.backbone, own.decoder, 3, own.width)
+    assert encoder.feature_dim == own.width
+    queue_lengths([1] * 150, config.queue.capacity, config.queue.min_per_class)
 
 
 @pytest.mark.parametrize("name", RECIPES)

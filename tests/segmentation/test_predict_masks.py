@@ -17,7 +17,7 @@ from PIL import Image
 from longtail.errors import UserError
 from longtail.segmentation import predict as module
 from longtail.segmentation.mask_folder import mask_names
-from longtail.segmentation.models import PixelHead, Segmenter, build_pixel_encoder, largest_at_size
+from longtail.segmentation.models import PixelHead, Segmenter, build_pixel_encoder, inference, largest_at_size
 from longtail.segmentation.overlays import class_overlay
 from longtail.segmentation.predict import predict_image, predict_masks
 
@@ -144,7 +144,7 @@ def test_classes_are_enlarged_a_few_at_a_time_with_the_same_result(
 ) -> None:
     probabilities = torch.rand(7, 3, 5, generator=torch.Generator().manual_seed(0)).softmax(0)
     probabilities[4] = probabilities[2]  # of equals the first class wins
-    monkeypatch.setattr(module, "_MOST_VALUES", together * 11 * 9)
+    monkeypatch.setattr(inference, "_MOST_VALUES", together * 11 * 9)
     best, labels = largest_at_size(probabilities, (11, 9))
     whole = F.interpolate(probabilities[None], (11, 9), mode="bilinear", align_corners=False)[0]
     assert torch.allclose(best, whole.amax(0))
