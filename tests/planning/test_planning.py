@@ -88,9 +88,7 @@ def test_a_sharded_queue_is_projected_in_parts():
     def projected(plan):
         return sum(op.flops for op in plan.stages[1].count.operations if op.part == "projections")
 
-    whole, parts = (
-        planned(gpus=4, sharded_queue=sharded, queue={"capacity": 4096}, **TINY) for sharded in (False, True)
-    )
+    whole, parts = (planned(gpus=4, queue={"capacity": 4096, "sharded": sharded}, **TINY) for sharded in (False, True))
     assert parts.stages[1].count.sizes.queue_bytes * 4 == whole.stages[1].count.sizes.queue_bytes
     assert projected(parts) < 0.3 * projected(whole)
 
@@ -137,7 +135,7 @@ def test_the_largest_batch_fits_and_one_of_a_tenth_more_does_not():
         ({"images": 10, "classes": 20}, r"--classes must be from 2 to the number of images \(10\), got 20"),
         ({"task": "segmentation"}, r"no plan for --task segmentation"),
         ({"data": None}, r"no data given"),
-        ({"method": "cross_entropy", "sharded_queue": True, "gpus": 2}, r"--sharded_queue shares out a queue"),
+        ({"method": "cross_entropy", "queue": {"sharded": True}, "gpus": 2}, r"--queue.sharded shares out a queue"),
         ({"teacher": {"run": "nowhere"}}, r"nowhere"),
         ({"gpu": "here"}, r"run longtail plan --calibrate first"),
     ],

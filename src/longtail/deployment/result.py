@@ -11,7 +11,7 @@ from longtail.models import Classifier
 
 
 @dataclass(frozen=True)
-class Result:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -26,6 +26,11 @@ class Result:
     def report(self) -> Path:
         """Path of the report."""
         return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class Result(FinishedRun):
+    """A finished run of classification; attributes as those of :class:`FinishedRun`."""
 
     def load(self) -> Classifier:
         """Return the trained classifier, as :func:`longtail.load` does."""

@@ -242,8 +242,13 @@ class Trainable(nn.Module):
             step. If not, a step may be captured once and replayed; ``on_epoch`` then changes what it changes in place
             (buffers, not attributes).
         passes: what a step costs, for the time left: forward and backward of one view through the encoder = 1.
+        own_options: options of methods that it reads, each a dotted name or the start of one (``views.``).
+        defaults: options of the method that are left open, by dotted name; they go before those chosen from the data.
+            Each is a value, or a function of those chosen so far (by dotted name) that returns it.
     """
 
+    own_options: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
     views: dict[str, str]
     fetched_views: dict[str, str]
     passes: float = 1.0
@@ -256,6 +261,21 @@ class Trainable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fetched_views = {}
+
+    @classmethod
+    def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
+        """Return the stages that a run of this method (registered as ``name``) consists of; the last is the result."""
+        weights = config.pretrained or "none"
+        return [Stage("train", name, resolved(config.backbone), resolved(config.epochs), weights=weights)]
+
+    @classmethod
+    def reads(cls, option: str) -> bool:
+        """Return whether a run of this method reads the option with that dotted name.
+
+        Asked only of options that belong to methods: every run reads the others. What is not read is neither told as a
+        difference between runs nor part of the command that trains a run again.
+        """
+        return option.startswith(cls.own_options)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's parameter groups; a group may set its own ``weight_decay``."""
@@ -291,31 +311,9 @@ class Trainable(nn.Module):
 
 
 class Method(Trainable):
-    """A method of image classification.
-
-    Attributes:
-        own_options: options of :data:`OWN_OPTIONS` that it reads, each a dotted name or the start of one (``views.``).
-        defaults: options of the method that are left open, by dotted name; they go before those chosen from the data.
-            Each is a value, or a function of those chosen so far (by dotted name) that returns it.
-    """
+    """A method of image classification."""
 
     own_options: ClassVar[tuple[str, ...]] = OWN_OPTIONS
-    defaults: ClassVar[Mapping[str, Any]] = {}
-
-    @classmethod
-    def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
-        """Return the stages that a run of this method (registered as ``name``) consists of; the last is the result."""
-        weights = config.pretrained or "none"
-        return [Stage("train", name, resolved(config.backbone), resolved(config.epochs), weights=weights)]
-
-    @classmethod
-    def reads(cls, option: str) -> bool:
-        """Return whether a run of this method reads the option with that dotted name.
-
-        Asked only of :data:`OWN_OPTIONS`: every run reads the others. What is not read is neither told as a difference
-        between runs nor part of the command that trains a run again.
-        """
-        return option.startswith(cls.own_options)
 
     @classmethod
     def build(cls, context: MethodContext) -> Method:

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from longtail.data.image_set import Framing
-from longtail.errors import UserError, unknown_name
+from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
 from longtail.hub import HUB, HUB_NAME, fetch_model, push_folder
-from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models.brief_card import brief_card
-from longtail.models.classifier_checks import as_framing, as_prior, check_range, check_same_tensors, finite
+from longtail.models.classifier_checks import (
+    as_framing,
+    as_prior,
+    check_range,
+    check_same_tensors,
+    finite,
+    prior_shift,
+)
 from longtail.models.encoders import build_encoder, feature_dim
 from longtail.models.feature_encoders import FEATURE_ENCODERS
 from longtail.models.heads import build_head
@@ -208,15 +214,7 @@ class Classifier(nn.Module):
 
         It is -inf where the prior is 0. Raises UserError if ``prior`` is none.
         """
-        if not isinstance(prior, str):
-            new = as_prior(prior, self.num_classes, "prior")
-        elif prior == "uniform":
-            new = torch.full((self.num_classes,), 1 / self.num_classes, dtype=torch.float64)
-        elif prior == "train":
-            new = as_prior(self.class_counts, self.num_classes, "the training prior")
-        else:
-            raise unknown_name("prior", prior, ("uniform", "train"))
-        return new.log() - zeros_as_rarest(self.logit_prior.cpu().double()).log()
+        return prior_shift(prior, self.class_counts, self.logit_prior)
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``model.json`` into ``folder``, which is made if need be."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from longtail.data.image_set import Framing
-from longtail.errors import UserError
+from longtail.errors import UserError, unknown_name
+from longtail.metrics.inputs import zeros_as_rarest
 
 _RANGE_SLACK = 1e-3
 
@@ -34,6 +35,28 @@ def as_prior(values: Tensor | Sequence[float], num_classes: int, what: str) -> T
     if not bool(prior.sum() > 0):
         raise UserError(f"{what} is 0 in every class; give at least one class a positive weight.")
     return prior / prior.sum()
+
+
+def prior_shift(prior: str | Tensor | Sequence[float], class_counts: Tensor, logit_prior: Tensor) -> Tensor:
+    """Return log(prior) - log(logit_prior), float64 ``[C]`` on the CPU: what a prior adds to the logits of a model.
+
+    Args:
+        prior: ``"uniform"``, ``"train"`` or C weights.
+        class_counts, logit_prior: of the model, ``[C]``.
+
+    Raises:
+        UserError: ``prior`` is none.
+    """
+    classes = len(class_counts)
+    if not isinstance(prior, str):
+        new = as_prior(prior, classes, "prior")
+    elif prior == "uniform":
+        new = torch.full((classes,), 1 / classes, dtype=torch.float64)
+    elif prior == "train":
+        new = as_prior(class_counts, classes, "the training prior")
+    else:
+        raise unknown_name("prior", prior, ("uniform", "train"))
+    return new.log() - zeros_as_rarest(logit_prior.cpu().double()).log()
 
 
 def check_range(images: Tensor) -> None:

@@ -117,7 +117,7 @@ def count_stages(config: TrainConfig, data: DataSplits, gpus: int = 1, sharded: 
             if stage.epochs:
                 counts.append(_count(method, config, stage, data, gpus, sharded))
     if sharded and not any(count.sizes.sharded for count in counts):
-        raise UserError(f"--sharded_queue shares out a queue of classes, but {config.method} has none; leave it out.")
+        raise UserError(f"--queue.sharded shares out a queue of classes, but {config.method} has none; leave it out.")
     return counts
 
 

@@ -52,7 +52,6 @@ def plan(
     efficiency: float | None = None,
     cores: int = 12,
     price: float | None = None,
-    sharded_queue: bool = False,
     calibrate: bool = False,
     json: str | None = None,
     quiet: bool = False,
@@ -78,7 +77,6 @@ def plan(
         efficiency: share of the device's peak that products and convolutions reach (0.35 unless measured).
         cores: processor cores a device that read and augment images.
         price: of a device and hour, in any currency.
-        sharded_queue: each device holds and projects the queue of its own classes only.
         calibrate: measure this machine first, for some seconds, and keep the figures.
         json: file for all figures.
         quiet: print nothing.
@@ -102,7 +100,7 @@ def plan(
     cluster = Cluster(gpus, gpus_per_node, known.device.link, network * _GIGABIT)
     config, splits, source = planned_data(make_config(given), images, classes, say)
     # A run has this as an option of the queue; a plan may also ask what it would bring.
-    sharded = (sharded_queue or bool(getattr(config.queue, "sharded", False))) and gpus > 1
+    sharded = config.queue.sharded and gpus > 1
     batch = resolved(config.batch_size)
     counts = count_stages(config, splits, gpus, sharded)
     twice = count_stages(replace_options(config, {"batch_size": 2 * batch}), splits, gpus, sharded)

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from longtail.deployment.result import FinishedRun
 from longtail.deployment.run_records import check_has_model
 from longtail.segmentation.models import Segmenter
 
 
 @dataclass(frozen=True)
-class DenseResult:
-    """A finished run.
-
-    Attributes:
-        folder: of the run; ``report.html`` lies in it.
-        evaluation: the figures of ``evaluation.json``, fractions in 0..1.
-    """
-
-    folder: Path
-    evaluation: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """Path of the report."""
-        return self.folder / "report.html"
+class DenseResult(FinishedRun):
+    """A finished run of segmentation; attributes as those of :class:`longtail.deployment.result.FinishedRun`."""
 
     def load(self) -> Segmenter:
         """Return the trained segmenter, as :func:`longtail.load` does."""

@@ -16,8 +16,6 @@ from longtail.data.counts import imbalance_factor
 from longtail.data.shares import check_divides
 from longtail.data.streaming import default_workers
 from longtail.errors import UserError
-from longtail.files import write_json
-from longtail.methods.base import Stage
 from longtail.ranks import Ranks
 from longtail.segmentation.data.loading import MaskLoader
 from longtail.segmentation.data.mask_set import MaskSplits
@@ -46,8 +44,8 @@ from longtail.training.guard import StopRequest
 from longtail.training.loop import StageJob, StageRun
 from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder, check_same_options, config_digest
-from longtail.training.stages import check_config
+from longtail.training.run_folder import RunFolder, check_same_options, write_data_record
+from longtail.training.stages import previous_model, restored_state, run_identity
 from longtail.training.tracking import Tracking
 
 
@@ -136,7 +134,7 @@ def train_dense(
     try:
         if not folder.holds_run:
             folder.write_config(config)
-            write_record(folder.path, splits, notes)
+            write_data_record(folder.path, splits, notes, splits.train.fingerprint())
         with Tracking(config, folder.path, say) as tracking:
             evaluation = run_dense_stages(config, splits, folder, say, tracking.update)
             write_dense_report(folder.path)
@@ -171,37 +169,6 @@ def _tell(
     say.say(f"{config.method}, chosen from the data: {describe_dense(config, set(given))}")
 
 
-def write_record(path: Path, splits: MaskSplits, notes: list[str]) -> None:
-    """Write ``data.json``: what was read, how it was split, what was left out and why."""
-    record = {
-        "name": splits.name,
-        "task": "segmentation",
-        "train_images": len(splits.train),
-        "test_images": len(splits.test),
-        "test_split": splits.test_split,
-        "validation_images": 0 if splits.validation is None else len(splits.validation),
-        "validation_split": splits.validation_split,
-        "train_fingerprint": splits.train.fingerprint(),
-        "notes": [*splits.notes, *notes],
-        "skipped_count": len(splits.skipped),
-        "skipped": [{"file": file, "reason": reason} for file, reason in splits.skipped[:1000]],
-    }
-    write_json(path / "data.json", record)
-
-
-def run_identity(config: TrainConfig, splits: MaskSplits, path: Path, stages: list[Stage]) -> dict[str, Any]:
-    """Return what a state must agree on to be resumed."""
-    identity: dict[str, Any] = {
-        "train": splits.train.fingerprint(),
-        "test": splits.test.fingerprint(),
-        "stages": [stage.name for stage in stages],
-        "config": config_digest(path),
-    }
-    if splits.validation is not None:
-        identity["validation"] = splits.validation.fingerprint()
-    return identity
-
-
 def run_dense_stages(
     config: TrainConfig,
     splits: MaskSplits,
@@ -222,15 +189,8 @@ def run_dense_stages(
     look_view = replace(test_view(config), scales=(1.0,), mirror=False)
     stages = get_dense_method(config.method).stages(config, config.method)
     checkpoints = CheckpointFolder(folder.path / "resume")
-    identity = run_identity(config, splits, folder.path, stages)
-    restored = checkpoints.load()
-    if restored is not None:
-        check_config(folder.path, restored[1])
-        if restored[1].get("identity") != identity:
-            raise UserError(
-                f"the data is not what the run in {folder.path} was started with; restore it, or start anew with "
-                "--overwrite."
-            )
+    identity = run_identity(splits, stages, folder.path)
+    restored = restored_state(checkpoints, identity, folder.path)
     log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0, follow)
     plan = [PlannedStage(stage.name, stage.epochs, get_dense_method(stage.method).passes) for stage in stages]
     progress.plan(str(folder.path), folder.path / "report.html", plan)
@@ -245,7 +205,7 @@ def run_dense_stages(
             if restored is not None and restored[1]["stage"] > number:
                 finished[stage.name] = Segmenter.load(target)
                 continue
-            previous = _previous(stage, finished, folder.path, restored is not None)
+            previous = previous_model(stage, finished, folder.path, restored is not None, Segmenter)
             context = DenseContext(config, stage, splits.train, mean, std, previous, restored is not None, shown, seen)
             job = StageJob(
                 config=config,
@@ -312,13 +272,3 @@ def build_mask_loader(method: DenseMethod, seed: int, context: DenseContext, dev
         fetched=method.fetched_views,
         resident=bool(config.loading.resident),
     )
-
-
-def _previous(stage: Stage, finished: dict[str, Segmenter], folder: Path, resumed: bool) -> Segmenter | None:
-    """Return the segmenter that a stage takes: of an earlier stage, or of a ready run, which is copied here."""
-    if stage.takes is None or stage.ready is None:
-        return None if stage.takes is None else finished[stage.takes]
-    kept = folder / stage.takes
-    if not resumed or not (kept / "model.json").exists():
-        Segmenter.load(stage.ready).save(kept)
-    return Segmenter.load(kept)

@@ -20,7 +20,6 @@ import yaml
 
 import longtail
 from longtail.config import TrainConfig, flatten
-from longtail.data import DataSplits
 from longtail.errors import UserError
 from longtail.files import read_json, write_bytes, write_json
 
@@ -167,9 +166,10 @@ def check_free(path: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def write_data_record(path: Path, splits: DataSplits, notes: Sequence[str] = (), train: str = "") -> None:
+def write_data_record(path: Path, splits: Any, notes: Sequence[str] = (), train: str = "") -> None:
     """Write ``data.json``: what was read, how it was split, what was left out and why.
 
+    ``splits`` are a ``DataSplits``, or the ``MaskSplits`` of segmentation, which have the same words.
     ``train`` is the fingerprint of the training images before they were framed: see ``trained_on_other``.
     """
     record = {

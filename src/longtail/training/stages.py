@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from longtail.config import TrainConfig
 from longtail.data import DataSplits, FeatureSet
@@ -30,6 +31,8 @@ from longtail.training.run_folder import RunFolder, config_digest
 from longtail.training.shortlists import with_shortlists
 from longtail.training.zero_shot import TextHeads, evaluate_zero_shot, with_zero_shot, zero_shot_line
 
+_Model = TypeVar("_Model", bound=Any)
+
 
 def check_config(folder: Path, meta: dict[str, Any]) -> None:
     """Raise unless ``config.yaml`` is the one that the state described by ``meta`` was trained with."""
@@ -38,6 +41,49 @@ def check_config(folder: Path, meta: dict[str, Any]) -> None:
             f"{folder / 'config.yaml'} is not what the run was started with; restore it, or start anew with "
             "--overwrite."
         )
+
+
+def run_identity(data: Any, stages: Sequence[Stage], path: Path) -> dict[str, Any]:
+    """Return what a state must agree on to be resumed: data, stages and options of the run in ``path``."""
+    identity: dict[str, Any] = {
+        "train": data.train.fingerprint(),
+        "test": data.test.fingerprint(),
+        "stages": [stage.name for stage in stages],
+        "config": config_digest(path),
+    }
+    return identity if data.validation is None else {**identity, "validation": data.validation.fingerprint()}
+
+
+def restored_state(
+    checkpoints: CheckpointFolder | NoCheckpoints, identity: dict[str, Any], path: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the state that the run in ``path`` goes on from, None if there is none.
+
+    Raises:
+        UserError: it belongs to other options or other data.
+    """
+    restored = checkpoints.load()
+    if restored is not None:
+        check_config(path, restored[1])
+        if restored[1].get("identity") != identity:
+            raise UserError(
+                f"the data is not what the run in {path} was started with; restore it, or start anew with --overwrite."
+            )
+    return restored
+
+
+def previous_model(
+    stage: Stage, finished: Mapping[str, _Model], folder: Path, resumed: bool, kind: type[_Model]
+) -> _Model | None:
+    """Return the model that a stage takes: of an earlier stage, or of a ready run, which is copied into the run."""
+    if stage.takes is None or stage.ready is None:
+        return None if stage.takes is None else finished[stage.takes]
+    kept = folder / stage.takes
+    # A stage that goes on keeps what it began with; one that begins takes nothing that an earlier run left here.
+    if not resumed or not (kept / "model.json").exists():
+        kind.load(stage.ready).save(kept)
+    model: _Model = kind.load(kept)
+    return model
 
 
 def plan_stages(config: TrainConfig) -> list[Stage]:
@@ -66,22 +112,8 @@ def run_stages(
     ranks = ranks or Ranks()
     stages = plan_stages(config)
     checkpoints = (CheckpointFolder if ranks.is_main else NoCheckpoints)(folder.path / "resume")
-    identity: dict[str, Any] = {
-        "train": data.train.fingerprint(),
-        "test": data.test.fingerprint(),
-        "stages": [stage.name for stage in stages],
-        "config": config_digest(folder.path),
-    }
-    if data.validation is not None:
-        identity["validation"] = data.validation.fingerprint()
-    restored = checkpoints.load()
-    if restored is not None:
-        check_config(folder.path, restored[1])
-    if restored is not None and restored[1].get("identity") != identity:
-        raise UserError(
-            f"the data is not what the run in {folder.path} was started with; restore it, or start anew with "
-            "--overwrite."
-        )
+    identity = run_identity(data, stages, folder.path)
+    restored = restored_state(checkpoints, identity, folder.path)
     done = None if restored is None else [restored[1]["stage"], restored[1]["step"]]
     ranks.check_same({"saved state": done}, "all processes must see the same --out folder")
     length = restored[1]["log_length"] if restored else 0
@@ -116,7 +148,7 @@ def run_stages(
                 continue
             resumed = restored is not None
             with ranks.main_first():
-                previous = _previous(stage, finished, folder.path, resumed)
+                previous = previous_model(stage, finished, folder.path, resumed, Classifier)
             text = None if resumed else heads.of(stage)
             context = MethodContext(config, stage, data.train, data.mean, data.std, previous, resumed, text)
             job = StageJob(
@@ -173,14 +205,3 @@ def run_stages(
             write_evaluation(target, evaluated, keep_logits=config.folds is not None)
             evaluation = evaluated.figures
     return evaluation
-
-
-def _previous(stage: Stage, finished: dict[str, Classifier], folder: Path, resumed: bool) -> Classifier | None:
-    """Return the classifier that a stage takes: of an earlier stage, or of a ready run, which is copied here."""
-    if stage.takes is None or stage.ready is None:
-        return None if stage.takes is None else finished[stage.takes]
-    kept = folder / stage.takes
-    # A stage that goes on keeps what it began with; one that begins takes nothing that an earlier run left here.
-    if not resumed or not (kept / "model.json").exists():
-        Classifier.load(stage.ready).save(kept)
-    return Classifier.load(kept)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from longtail.config import TrainConfig, resolved
+from longtail.config import TrainConfig
 from longtail.errors import UserError
 from longtail.losses import balancing_weights
 from longtail.methods.base import OWN_OPTIONS, Stage, Trainable, implied_prior
@@ -149,26 +149,7 @@ class DenseContext:
 
 
 class DenseMethod(Trainable):
-    """A method of segmentation.
-
-    Attributes:
-        own_options: as those of ``longtail.methods.Method``.
-        defaults: likewise.
-    """
-
-    own_options: ClassVar[tuple[str, ...]] = ()
-    defaults: ClassVar[Mapping[str, Any]] = {}
-
-    @classmethod
-    def stages(cls, config: TrainConfig, name: str) -> list[Stage]:
-        """Return the stages that a run of this method (registered as ``name``) consists of; the last is the result."""
-        weights = config.pretrained or "none"
-        return [Stage("train", name, resolved(config.backbone), resolved(config.epochs), weights=weights)]
-
-    @classmethod
-    def reads(cls, option: str) -> bool:
-        """Return whether a run of this method reads the option with that dotted name."""
-        return option.startswith(cls.own_options)
+    """A method of segmentation."""
 
     @classmethod
     def build(cls, context: DenseContext) -> Self:
@@ -190,17 +171,6 @@ class DenseMethod(Trainable):
             )
         if not int(train.class_counts.sum()):
             raise UserError("no training mask holds a pixel of a class; check the masks and --segmentation.ignore.")
-
-    def prepare(self, fetch: DenseFetch, labels: Tensor) -> None:
-        """Fill the memory before the first step. ``labels [N, C]`` are the pixels of each class in each image."""
-
-    def forward(self, batch: DenseBatch, progress: float) -> dict[str, Tensor]:
-        """Return the weighted scalar losses of a step, by name; ``progress`` runs from 0 to 1 over the stage."""
-        raise TypeError(f"{type(self).__name__} does not say what a step computes")
-
-    @torch.no_grad()
-    def update_memory(self, batch: DenseBatch) -> None:
-        """Take a batch into the memory: once an optimiser step, before the loss. Default: nothing."""
 
     def classifier(self) -> Segmenter:
         """Return what is deployed; it shares the method's tensors."""

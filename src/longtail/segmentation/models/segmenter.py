@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtail.errors import UserError, unknown_name
+from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors
-from longtail.metrics.inputs import zeros_as_rarest
 from longtail.models.classifier import Prior, evaluating
-from longtail.models.classifier_checks import as_prior, check_same_tensors
+from longtail.models.classifier_checks import as_prior, check_same_tensors, prior_shift
 from longtail.segmentation.models.head import PixelHead, to_image
 from longtail.segmentation.models.inference import TestView
 from longtail.segmentation.models.pixel_encoder import build_pixel_encoder
@@ -161,15 +160,7 @@ class Segmenter(nn.Module):
 
         It is -inf where the prior is 0. Raises UserError if ``prior`` is none.
         """
-        if not isinstance(prior, str):
-            new = as_prior(prior, self.num_classes, "prior")
-        elif prior == "uniform":
-            new = torch.full((self.num_classes,), 1 / self.num_classes, dtype=torch.float64)
-        elif prior == "train":
-            new = as_prior(self.class_counts, self.num_classes, "the training prior")
-        else:
-            raise unknown_name("prior", prior, ("uniform", "train"))
-        return new.log() - zeros_as_rarest(self.logit_prior.cpu().double()).log()
+        return prior_shift(prior, self.class_counts, self.logit_prior)
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``model.json`` into ``folder``, which is made if need be."""
