@@ -24,7 +24,7 @@ import torch
 
 from longtail.data import Framing, ImageFiles, build_view, decode, slow_reads, streaming
 from longtail.data.path_table import PathTable
-from longtail.data.streaming import StreamingLoader
+from longtail.data.streaming_loader import StreamingLoader
 from measuring import RESULTS, write
 from stream import MEAN, STD, make_photographs
 

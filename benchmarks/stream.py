@@ -29,7 +29,8 @@ from torchvision import transforms
 from longtail.data import Framing, ImageFiles, build_view
 from longtail.data.decode import crop, fit, read_image
 from longtail.data.path_table import PathTable
-from longtail.data.streaming import StreamingLoader, needed_side, plain_frames
+from longtail.data.streaming import needed_side, plain_frames
+from longtail.data.streaming_loader import StreamingLoader
 from longtail.data.views import View
 from measuring import RESULTS, ratios, show, spread, write
 

@@ -414,7 +414,7 @@ def identity(run):
 PROGRAM = """
 import multiprocessing, os, signal, sys
 from longtail.cli import main
-from longtail.data.streaming import StreamingLoader
+from longtail.data.streaming_loader import StreamingLoader
 limit, how, taken, real = int(sys.argv[1]), sys.argv[2], 0, StreamingLoader.load
 def load(self, epoch, step):
     global taken

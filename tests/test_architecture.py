@@ -17,7 +17,8 @@ ROOMS = (
 GROUND = {
     "errors": set(),
     "option_groups": set(),
-    "config": {"errors", "option_groups"},
+    "segmentation_options": set(),
+    "config": {"errors", "option_groups", "segmentation_options"},
     "files": {"errors"},
     "hub": {"errors"},
     "options": {"config", "errors"},

@@ -21,13 +21,13 @@ from longtail.option_groups import (
     LossOptions,
     OptimiserOptions,
     QueueOptions,
-    SegmentationOptions,
     StartOptions,
     TeacherOptions,
     TrackingOptions,
     TuneOptions,
     ViewOptions,
 )
+from longtail.segmentation_options import SegmentationOptions
 
 _T = TypeVar("_T")
 

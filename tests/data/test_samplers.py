@@ -12,7 +12,7 @@ from longtail.data.framing import decode_all
 from longtail.data.keyed import keyed_permutation
 from longtail.data.loading import ResidentLoader
 from longtail.data.samplers import SAMPLERS, Sampler, class_shares
-from longtail.data.streaming import StreamingLoader
+from longtail.data.streaming_loader import StreamingLoader
 from longtail.errors import UserError
 
 CPU = torch.device("cpu")

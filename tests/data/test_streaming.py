@@ -14,7 +14,8 @@ from longtail.data.framing import decode_all, frame_splits
 from longtail.data.image_set import DataSplits
 from longtail.data.loading import ResidentLoader
 from longtail.data.path_table import PathTable
-from longtail.data.streaming import StreamingLoader, frame_files, needed_side, plain_frames
+from longtail.data.streaming import frame_files, needed_side, plain_frames
+from longtail.data.streaming_loader import StreamingLoader
 from longtail.errors import UserError
 
 CPU = torch.device("cpu")

@@ -11,7 +11,6 @@ from torchmetrics.classification import MulticlassCalibrationError, MulticlassJa
 
 from longtail.data.image_set import PathTable
 from longtail.errors import UserError
-from longtail.option_groups import SegmentationOptions
 from longtail.segmentation.compare import compare_dense
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.evaluation import (
@@ -23,6 +22,7 @@ from longtail.segmentation.evaluation import (
     write_dense_evaluation,
 )
 from longtail.segmentation.metrics import paired_miou_difference
+from longtail.segmentation_options import SegmentationOptions
 
 CLASSES, ABSENT = 6, 5
 CPU = torch.device("cpu")

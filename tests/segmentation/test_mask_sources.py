@@ -29,11 +29,12 @@ from mask_trees import (
 from PIL import Image
 
 from longtail.errors import UserError
-from longtail.option_groups import DataOptions, SegmentationOptions
+from longtail.option_groups import DataOptions
 from longtail.segmentation.data import mask_parts
 from longtail.segmentation.data.holding_out import hold_out_blocks
 from longtail.segmentation.data.reading import read_pair
 from longtail.segmentation.data.sources import load_masks
+from longtail.segmentation_options import SegmentationOptions
 
 
 def names_in(files):

@@ -3,11 +3,12 @@
 import torch
 from mask_trees import split_tree
 
-from longtail.option_groups import DataOptions, SegmentationOptions
+from longtail.option_groups import DataOptions
 from longtail.segmentation.data.geometry import Geometry
 from longtail.segmentation.data.loading import MaskLoader
 from longtail.segmentation.data.shown import seen_more_often, shown_pixels
 from longtail.segmentation.data.sources import load_masks
+from longtail.segmentation_options import SegmentationOptions
 
 
 def read(root):

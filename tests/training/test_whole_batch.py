@@ -11,8 +11,9 @@ from longtail.methods import MethodContext, get_method
 from longtail.ranks import Ranks
 from longtail.training.guard import StopRequest
 from longtail.training.loaders import build_loader
-from longtail.training.loop import StageJob, StageRun
+from longtail.training.loop import StageRun
 from longtail.training.progress import ProgressReporter
+from longtail.training.stage_job import StageJob
 from longtail.training.stages import plan_stages
 from processes import in_processes
 

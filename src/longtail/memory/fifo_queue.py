@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError
-from longtail.memory.class_queue import QueueContent, arriving, check_range, primed, ring_writes
+from longtail.memory.class_queue import QueueContent
+from longtail.memory.ring import arriving, check_range, primed, ring_writes
 
 
 class FifoQueue(nn.Module):

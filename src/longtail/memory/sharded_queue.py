@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longtail.memory.class_queue import ClassQueue, arriving, primed, ring_writes, slot_plan
+from longtail.memory.class_queue import ClassQueue
 from longtail.memory.class_shards import class_shards
+from longtail.memory.ring import arriving, primed, ring_writes, slot_plan
 
 
 class ShardedClassQueue(ClassQueue):

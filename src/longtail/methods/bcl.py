@@ -25,8 +25,8 @@ from longtail.errors import UserError
 from longtail.losses import BalancedContrastiveLoss
 from longtail.memory import FrozenTeacher
 from longtail.methods.base import MethodContext, Stage
-from longtail.methods.gml import check_ready_teacher, check_teacher, with_teacher
 from longtail.methods.joint import JointContrast
+from longtail.methods.teachers import check_ready_teacher, check_teacher, with_teacher
 from longtail.models import ProjectionHead, feature_dim
 
 

@@ -10,13 +10,13 @@ from torch import nn
 from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
 from longtail.errors import UserError
 from longtail.models import choose_weights, encoder_defaults
-from longtail.option_groups import SegmentationOptions
 from longtail.segmentation.data.augment import check_dense_recipe
 from longtail.segmentation.data.geometry import Geometry
 from longtail.segmentation.data.loading import fits_in_memory
 from longtail.segmentation.data.mask_set import MaskFiles, MaskSplits
 from longtail.segmentation.methods import dense_is_read, get_dense_method
 from longtail.segmentation.models import build_pixel_encoder
+from longtail.segmentation_options import SegmentationOptions
 from longtail.training.devices import pick_device
 from longtail.training.framing_defaults import recorded_defaults
 

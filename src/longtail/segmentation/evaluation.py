@@ -17,7 +17,6 @@ from longtail.data.streaming import default_workers
 from longtail.errors import UserError
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
 from longtail.metrics import GROUPS
-from longtail.option_groups import SegmentationOptions
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.data.whole import whole_pairs
 from longtail.segmentation.metrics import (
@@ -39,6 +38,7 @@ from longtail.segmentation.metrics import (
     regions_of,
 )
 from longtail.segmentation.models import Segmenter, TestView, largest_at_size
+from longtail.segmentation_options import SegmentationOptions
 
 _BATCH_PIXELS, _BATCH_VALUES = 2**20, 2**26
 """Pixels, and pixels times classes, that go through the model at once: some small images, or one large one."""

@@ -41,10 +41,11 @@ from longtail.segmentation.report import write_dense_gallery, write_dense_report
 from longtail.segmentation.result import DenseResult
 from longtail.training.checkpoint import CheckpointFolder, MetricsLog
 from longtail.training.guard import StopRequest
-from longtail.training.loop import StageJob, StageRun
+from longtail.training.loop import StageRun
 from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, check_same_options, write_data_record
+from longtail.training.stage_job import StageJob
 from longtail.training.stages import previous_model, restored_state, run_identity
 from longtail.training.tracking import Tracking
 

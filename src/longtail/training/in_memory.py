@@ -15,9 +15,10 @@ from longtail.methods import MethodContext, get_method
 from longtail.models import Classifier
 from longtail.training.guard import StopRequest
 from longtail.training.loaders import build_loader
-from longtail.training.loop import StageJob, StageRun
+from longtail.training.loop import StageRun
 from longtail.training.progress import ProgressReporter
 from longtail.training.random_numbers import own_random_numbers
+from longtail.training.stage_job import StageJob
 
 
 class _NoStates:

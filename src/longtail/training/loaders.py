@@ -11,7 +11,8 @@ from longtail.data.feature_set import STORED
 from longtail.data.loading import ResidentLoader
 from longtail.data.samplers import Sampler
 from longtail.data.shares import WHOLE, Share
-from longtail.data.streaming import StreamingLoader, default_workers
+from longtail.data.streaming import default_workers
+from longtail.data.streaming_loader import StreamingLoader
 from longtail.data.views import build_view
 from longtail.methods import Method, MethodContext
 

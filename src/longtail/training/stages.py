@@ -24,11 +24,12 @@ from longtail.training.evaluation import evaluate_classifier, help_evaluate, qui
 from longtail.training.gallery import write_gallery
 from longtail.training.guard import StopRequest
 from longtail.training.loaders import build_loader
-from longtail.training.loop import StageJob, StageRun
+from longtail.training.loop import StageRun
 from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, config_digest
 from longtail.training.shortlists import with_shortlists
+from longtail.training.stage_job import StageJob
 from longtail.training.zero_shot import TextHeads, evaluate_zero_shot, with_zero_shot, zero_shot_line
 
 _Model = TypeVar("_Model", bound=Any)

@@ -13,7 +13,6 @@ from torch import Tensor
 from longtail.data.check_cache import default_cache
 from longtail.data.path_table import PathTable
 from longtail.errors import UserError
-from longtail.option_groups import SegmentationOptions
 from longtail.segmentation.data.check_masks import Bad, check_masks
 from longtail.segmentation.data.class_files import ClassEntry, find_classes
 from longtail.segmentation.data.classes import ALWAYS_IGNORED, Classes, make_classes, numbered_entries
@@ -23,6 +22,7 @@ from longtail.segmentation.data.mask_labels import UNKNOWN
 from longtail.segmentation.data.mask_listing import MaskListing
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.data.raw_masks import is_gray, unpack
+from longtail.segmentation_options import SegmentationOptions
 
 
 @dataclass(frozen=True)

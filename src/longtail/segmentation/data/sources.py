@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from longtail.errors import UserError, counted, unknown_name
-from longtail.option_groups import DataOptions, SegmentationOptions
+from longtail.option_groups import DataOptions
 from longtail.segmentation.data.check_masks import Bad
 from longtail.segmentation.data.mask_parts import LabelledPart, MaskPart, label_parts, read_part
 from longtail.segmentation.data.mask_set import MaskFiles, MaskSplits
 from longtail.segmentation.data.mask_splits import choose_test, choose_validation, with_groups
+from longtail.segmentation_options import SegmentationOptions
 
 DEFAULT_ROOT = ".data"
 PUBLISHED = {"ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes", "camvid": "camvid"}

@@ -23,7 +23,7 @@ from longtail.losses import DistillationLoss, GMLLoss
 from longtail.memory import ClassQueue, FrozenTeacher, MomentumTeacher
 from longtail.memory.class_queue import queue_lengths
 from longtail.methods.base import Stage
-from longtail.methods.gml import with_teacher
+from longtail.methods.teachers import with_teacher
 from longtail.models import ProjectionHead
 from longtail.segmentation.data.batch import DenseBatch
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
