@@ -277,3 +277,18 @@ def test_masks_are_not_taken_for_a_class(desk):
     desk.refuse("train", "own", "--quiet", naming=["--task segmentation"])
     desk.refuse("inspect", "own", naming=["--task segmentation"])
     desk.refuse("study", "methods", "--data", "own", "--task", "segmentation", naming=["longtail compare"])
+
+
+def test_push_sends_the_model_and_its_card(work, monkeypatch):
+    sent = {}
+
+    def push_folder(folder, name, private, token):
+        sent.update({path.name: path.read_bytes() for path in folder.iterdir()})
+        return f"somewhere/{name}"
+
+    monkeypatch.setattr("longtail.deployment.push.push_folder", push_folder)
+    out, _ = work.run("push", "run", "me/streets")
+    assert "somewhere/me/streets" in out
+    assert sent["model.safetensors"] == (work.folder / "run/model.safetensors").read_bytes()
+    assert b'longtail.load("hf-hub:me/streets")' in sent["README.md"]
+    work.refuse("push", "run", "streets", naming=["owner/name"])

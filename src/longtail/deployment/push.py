@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,21 +39,35 @@ def push_to_hub(
     Raises:
         UserError: no model, no such name, no network, not logged in, or not allowed.
     """
-    path, say = find_run(run), ProgressReporter(quiet)
-    name = repository_name(repository)
+    path = find_run(run)
+    check_repository(repository)
     classifier = load_classifier(path)
-    with TemporaryDirectory() as place:
-        folder = Path(place)
-        write_model_folder(folder, path, classifier, f"{HUB}{name}")
-        address = push_folder(folder, name, private, token)
-    say.say(f"{address}")
-    say.say(f'longtail.load("{HUB}{name}") reads it, and longtail predict {HUB}{name} IMAGES.')
-    return address
+
+    def write(folder: Path, place: str) -> None:
+        write_model_folder(folder, path, classifier, place)
+
+    return upload(repository, write, private, token, ProgressReporter(quiet))
 
 
-def repository_name(repository: str) -> str:
-    """Return ``owner/name`` of a repository that is to be written, or raise :class:`UserError`."""
+def check_repository(repository: str) -> None:
+    """Raise :class:`UserError` unless ``repository`` names one that can be written."""
     name = repository.removeprefix(HUB)
     if not HUB_NAME.fullmatch(name) or "@" in name:
         raise UserError(f"{repository} is no repository of the hub, which is written owner/name.")
-    return name
+
+
+def upload(
+    repository: str, write: Callable[[Path, str], None], private: bool, token: str | None, say: ProgressReporter
+) -> str:
+    """Upload what ``write(folder, the name by which it is loaded)`` writes, and return the repository's address.
+
+    Raises:
+        UserError: no network, not logged in, or not allowed.
+    """
+    name = repository.removeprefix(HUB)
+    with TemporaryDirectory() as place:
+        write(Path(place), f"{HUB}{name}")
+        address = push_folder(Path(place), name, private, token)
+    say.say(f"{address}")
+    say.say(f'longtail.load("{HUB}{name}") reads it, and longtail predict {HUB}{name} IMAGES.')
+    return address

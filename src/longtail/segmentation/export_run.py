@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from longtail.deployment.export import default_folder, file_size
 from longtail.deployment.formats import ONNX_FILE, TORCH_FILE, need_onnx
-from longtail.deployment.push import repository_name
+from longtail.deployment.push import check_repository, upload
 from longtail.deployment.run_records import find_run
 from longtail.deployment.whole_folder import check_replaceable, whole_folder
 from longtail.errors import unknown_name
 from longtail.files import write_bytes
-from longtail.hub import HUB, push_folder
 from longtail.segmentation.card import CARD_FILE, segmenter_card
 from longtail.segmentation.export import write_segmenter_onnx, write_segmenter_torch
 from longtail.segmentation.result import load_segmenter
@@ -111,15 +109,13 @@ def push_segmenter(
     Raises:
         UserError: no model, no such name, no network, not logged in, or not allowed.
     """
-    path, say = find_run(run), ProgressReporter(quiet)
-    name = repository_name(repository)
+    path = find_run(run)
+    check_repository(repository)
     segmenter = load_segmenter(path)
-    with TemporaryDirectory() as place:
-        folder = Path(place)
+
+    def write(folder: Path, place: str) -> None:
         segmenter.save(folder)
-        card = segmenter_card(path, segmenter, "safetensors", False, f"{HUB}{name}")
+        card = segmenter_card(path, segmenter, "safetensors", False, place)
         write_bytes(folder / CARD_FILE, card.encode("utf-8", "replace"))
-        address = push_folder(folder, name, private, token)
-    say.say(f"{address}")
-    say.say(f'longtail.load("{HUB}{name}") reads it, and longtail predict {HUB}{name} IMAGES.')
-    return address
+
+    return upload(repository, write, private, token, ProgressReporter(quiet))
