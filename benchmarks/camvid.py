@@ -19,9 +19,13 @@ import torch
 
 import longtail
 from longtail.files import read_json
+from longtail.options import make_config, parse_values
+from longtail.segmentation.data.shown import seen_more_often, shown_pixels
+from longtail.segmentation.data.sources import load_masks
+from longtail.segmentation.defaults import geometry_of
 from longtail.segmentation.evaluation import read_per_image
 from longtail.segmentation.metrics import paired_miou_difference
-from longtail.training.run_folder import read_environment
+from longtail.training.run_folder import read_config, read_environment
 
 METHODS = ("cross_entropy", "logit_adjustment", "gml")
 SMALL: dict[str, Any] = {
@@ -96,8 +100,14 @@ def main() -> None:
         print(
             f"{method:<17} {shown}" + ("" if method == METHODS[0] else f"  against cross entropy: {span}"), flush=True
         )
+    seen = crops_show(options.folder, read_config(out))
+    print(
+        "crops show a class so many times its share of the pixels: "
+        + ", ".join(f"{k} {v:.2f}" for k, v in seen.items())
+    )
     record = read_environment(out / "environment.json")
     result = {
+        "crops_show": seen,
         "table": table,
         "rows": rows,
         "settings": settings,
@@ -109,6 +119,15 @@ def main() -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def crops_show(folder: str, written: dict[str, Any]) -> dict[str, float]:
+    """Return how many times its share of the training pixels each class has in the crops of a run."""
+    config = make_config(parse_values(written, "config.yaml"))
+    how = {"root": None, "source": config.source, "options": config.segmentation, "val_fraction": 0.0}
+    train = load_masks(folder, on_bad="error", workers=1, **how).train
+    times = seen_more_often(*shown_pixels(train, geometry_of(config), config.seed))
+    return dict(zip(train.class_names, times.tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -16,24 +16,26 @@ from longtail.segmentation.data.geometry import Geometry, class_rarity, cut_labe
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.data.reading import nearest
 
-_IMAGES, _CROPS = 1000, 2
+_IMAGES, _CROPS = 1000, 4000
+"""Masks that are read at most, and crops that are looked at: two of each mask at least, eight at most."""
 
 
 def shown_pixels(files: MaskFiles, geometry: Geometry, seed: int, images: int = _IMAGES) -> tuple[Tensor, Tensor]:
     """Return the pixels of each class in some crops, int64 ``[M, C]``, and in the images that they show, ``[N, C]``.
 
-    At most ``images`` masks are read, evenly spread, and two crops are drawn of each: as in no epoch of the training,
-    but by the same rules. The images themselves are not read. A function of the data and the seed alone.
+    At most ``images`` masks are read, evenly spread, and two to eight crops are drawn of each: as in no epoch of the
+    training, but by the same rules. The images themselves are not read. A function of the data and the seed alone.
 
     Raises:
         UserError: a mask cannot be read any more.
     """
     number = min(images, len(files))
+    crops = min(max(_CROPS // max(number, 1), 2), 8)
     ids = torch.arange(number) * len(files) // max(number, 1)
     rarity = class_rarity(files.class_counts)
     own_seed = derive_seed(seed, "shown")
-    draws = [draw_crops(geometry, ids, files.pixels[ids], rarity, own_seed, epoch) for epoch in range(_CROPS)]
-    found = torch.zeros(number * _CROPS, files.num_classes, dtype=torch.int64)
+    draws = [draw_crops(geometry, ids, files.pixels[ids], rarity, own_seed, epoch) for epoch in range(crops)]
+    found = torch.zeros(number * crops, files.num_classes, dtype=torch.int64)
     for place, index in enumerate(ids.tolist()):
         try:
             labels = files.read_mask(files.mask_path(index))
@@ -41,8 +43,8 @@ def shown_pixels(files: MaskFiles, geometry: Geometry, seed: int, images: int = 
             raise UserError(f"mask {files.mask_path(index)} cannot be used: {error.reason}.") from None
         labels = labels if files.size is None else nearest(labels, files.size)
         for epoch, of_epoch in enumerate(draws):
-            crop = cut_labels(labels, of_epoch[place].lay(geometry, labels), geometry.crop)
-            found[epoch * number + place] = torch.bincount(crop[crop != IGNORE].long(), minlength=files.num_classes)
+            seen = cut_labels(labels, of_epoch[place].lay(geometry, labels), geometry.crop)
+            found[epoch * number + place] = torch.bincount(seen[seen != IGNORE].long(), minlength=files.num_classes)
     return found, files.pixels[ids]
 
 
