@@ -37,45 +37,43 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line ``words`` (default: the process's) and return the exit code."""
     words = list(sys.argv[1:] if words is None else words)
-    # Of several processes that train together (torchrun) the first one speaks.
-    speaks = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
-
     if "RANK" in os.environ:
         # DistributedDataParallel says of every run that all its parameters were used.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-    def tell(text: object) -> None:
-        if speaks:
-            print(f"longtail: {text}", file=sys.stderr, flush=True)
-
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         return _run(words)
     except UserError as error:
-        tell(error)
+        _tell(error)
         return 2
     except BrokenPipeError:
         sys.stderr.close()
         return 141
     except KeyboardInterrupt:
-        tell("stopped.")
+        _tell("stopped.")
         return 130
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        tell(f"{error.strerror}{place}. What was saved is kept: make room, then go on with --resume.")
+        _tell(f"{error.strerror}{place}. What was saved is kept: make room, then go on with --resume.")
         return 1
     except (MemoryError, RuntimeError) as error:
         stopped = getattr(error, "exit_code", None)  # longtail.training.guard.Interrupted, which is not imported here
         if isinstance(stopped, int):
-            tell(error)
+            _tell(error)
             return stopped
         if not _out_of_memory(error):
             raise
-        tell("out of memory; try a smaller --batch_size, --queue.capacity or encoder. What was saved is kept.")
+        _tell("out of memory; try a smaller --batch_size, --queue.capacity or encoder. What was saved is kept.")
         return 1
+
+
+def _tell(text: object) -> None:
+    """Say a sentence: of several processes that train together (torchrun) the first one does."""
+    if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+        print(f"longtail: {text}", file=sys.stderr, flush=True)
 
 
 def _run(words: list[str]) -> int:
@@ -132,10 +130,10 @@ def _train(words: list[str]) -> int:
         )
     except Interrupted as stop:
         again = [word for word in words if word not in ("--resume", "--overwrite")]
-        print(f"longtail: {stop} Go on with: longtail train {shlex.join(again)} --resume", file=sys.stderr)
+        _tell(f"{stop} Go on with: longtail train {shlex.join(again)} --resume")
         return stop.exit_code
     except Diverged as error:
-        print(f"longtail: {error}", file=sys.stderr)
+        _tell(error)
         return 1
     return 0
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
@@ -41,6 +42,12 @@ class RankFailed(RuntimeError):
         self.exit_code = exit_code
 
 
+class Ended(RuntimeError):
+    """The launcher told this process to end, where nothing waits for that."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 @dataclass
 class Ranks:
     """This process's place among those that train together. Without arguments: it trains alone.
@@ -53,6 +60,8 @@ class Ranks:
         job: the launcher's name for the job and number of the launcher's process, the same after a restart; "" if there
             is no launcher.
         seed: of what this process alone draws.
+        store: what all processes write to and read; it ends with the first of them.
+        launcher: the launcher's store, which outlives the first process; None if there is none.
         stopped: whether this process was told to stop, so that it waits for nobody for long.
     """
 
@@ -63,10 +72,13 @@ class Ranks:
     job: str = ""
     seed: int = 0
     store: Any = None
+    launcher: Any = None
     stopped: Callable[[], bool] = lambda: False
     _said: int = field(default=0, repr=False)
     _lost: bool = field(default=False, repr=False)
     _over: threading.Event = field(default_factory=threading.Event, repr=False)
+    _said_instead: bool = field(default=False, repr=False)
+    _last_word: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -133,9 +145,10 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Whatever ends the block in one process ends all of them, and the first says why."""
+        """Whatever ends the block in one process ends all of them, and the first says why; without it, another."""
         try:
-            yield
+            with self._ending():
+                yield
         except BaseException as error:
             if self.alone or not isinstance(error, Exception | KeyboardInterrupt):
                 raise
@@ -144,6 +157,25 @@ class Ranks:
                 raise
             raise other from None
 
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Let SIGTERM be an error like others: a launcher sends it when one process is gone, and one must say so."""
+        if self.alone or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(number: int, frame: FrameType | None) -> None:
+            raise Ended(_ENDED)
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        except BaseException:
+            # This process ends by itself: a launcher that tells it to must not cut off its last word.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise
+        signal.signal(signal.SIGTERM, before)
+
     def _report(self, error: BaseException) -> RankFailed | None:
         """Publish what ended this process; return what is to be raised instead, if another is the reason."""
         if isinstance(error, RankFailed):
@@ -151,16 +183,27 @@ class Ranks:
         # Whoever ends by an error has said so before its connections close.
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
         self._lost = lost
-        if threading.current_thread() is threading.main_thread():
-            # This process ends by itself: a launcher that tells it to must not cut off its last word.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code, text = (1, _GONE) if lost else _sentence(error)
         mine = json.dumps({"rank": self.rank, "code": code, "text": text, "lost": lost})
         try:
             record = json.loads(self.store.compare_set(_FAILED, "", mine))
-        except RuntimeError:  # the store is gone with the machine that held it
+        except RuntimeError:  # the store is gone with the first process
+            self._say_instead()
             record = json.loads(mine)
         return _failure(record) if lost else None
+
+    def _say_instead(self) -> None:
+        """Say that the first process is gone: one of those that are left does, once. It is said when this returns."""
+        with self._last_word:
+            if self.is_main or self._said_instead:
+                return
+            self._said_instead, own = True, str(self.rank)
+            try:
+                speaker = "1" if self.launcher is None else self.launcher.compare_set("speaks", "", own).decode()
+            except RuntimeError:  # the launcher is gone too
+                speaker = "1"
+            if speaker == own:
+                print(f"longtail: {_GONE}", file=sys.stderr, flush=True)
 
     def _next_key(self) -> str:
         self._said += 1
@@ -207,6 +250,7 @@ class Ranks:
         except RuntimeError:  # the store is gone, and so is the job
             if self._over.is_set():
                 return
+            self._say_instead()
             os._exit(1)
         os._exit(failure.exit_code)
 
@@ -235,6 +279,10 @@ _GONE = (
     "a process of this job is gone (killed, out of memory, or its machine); what was saved is kept: torchrun's "
     "--max-restarts goes on by itself, and so does the same command with --resume."
 )
+_ENDED = (
+    "the launcher ended this job: it was told to, or another process is gone; what was saved is kept: the same command "
+    "with --resume goes on."
+)
 _connected: Ranks | None = None
 
 
@@ -260,42 +308,50 @@ def connect(device: str) -> Ranks:
     rank, local = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     backend = _backend(device, local)
     try:
-        store = _own_store(rank)
+        launcher, store = _stores(rank)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise _no_connection(error) from None
-    ranks = Ranks(rank, world, local, restarts, job, store=dist.distributed_c10d.PrefixStore("longtail", store))
+    ranks = Ranks(rank, world, local, restarts, job, launcher=launcher)
+    ranks.store = dist.distributed_c10d.PrefixStore("longtail", store)
     threading.Thread(target=ranks._watch, name="other ranks", daemon=True).start()
     atexit.register(ranks._farewell)
     _connected = ranks
     return ranks
 
 
-def _own_store(rank: int) -> Any:
-    """Return a store that the first process of this start holds: the launcher's keeps what a start before it wrote.
+def _stores(rank: int) -> tuple[Any, Any]:
+    """Return the launcher's store (None if there is none), and one that the first process of this start holds.
 
-    Its port is told through the launcher's store, where that of a start before may still stand: nobody answers there.
+    The launcher's outlives the first process, and keeps what a start before it wrote. The port of the other is told
+    through it, where that of a start before may still stand: nobody answers there.
 
     Raises:
         RuntimeError: torch's, if the others do not come.
     """
     store, _, _ = next(rendezvous("env://", timeout=_COMING))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return store  # the first process holds it already
+        return None, store  # the first process holds it already
     host = os.environ["MASTER_ADDR"]
     if rank == 0:
         own = dist.TCPStore(host, 0, is_master=True, timeout=_TIMEOUT, wait_for_workers=False)  # type: ignore[attr-defined]
         store.set("longtail", str(own.port))
-        return own
+        return _of_start(store, own.port), own
     end = time.monotonic() + _COMING.total_seconds()
     while True:
         port = int(store.get("longtail"))
         try:
-            return dist.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)  # type: ignore[attr-defined]
+            own = dist.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)  # type: ignore[attr-defined]
+            return _of_start(store, port), own
         except RuntimeError:
             if time.monotonic() > end:
                 raise
             time.sleep(0.5)
+
+
+def _of_start(launcher: Any, port: int) -> Any:
+    """Return the launcher's store with keys of this start alone, whose own store is at ``port``."""
+    return dist.distributed_c10d.PrefixStore(f"longtail/{port}", launcher)
 
 
 def _backend(device: str, local: int) -> str:
