@@ -9,7 +9,6 @@ from typing import Any
 from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, FeatureSet, ImageFiles
 from longtail.data.counts import imbalance_factor
-from longtail.data.keyed import derive_seed
 from longtail.deployment.result import Result
 from longtail.deployment.run_records import find_run, is_dense, load_classifier
 from longtail.errors import UserError
@@ -154,16 +153,15 @@ def _train_one(
         check_encoder(splits.train.origin)  # before anything is deleted
     folder = RunFolder(out, resume=resume, overwrite=overwrite) if ranks.is_main else WatchedFolder(out)
     try:
-        if ranks.is_main and not folder.holds_run and isinstance(splits.train, FeatureSet):
-            kept = keep_encoder(folder.path, splits.train.origin)
-            if not kept and not config.source.fold:
-                say.say("the encoder that made these features is not beside them: predictions will need features.")
-        if ranks.is_main and not folder.holds_run:
-            folder.write_config(config)
+        if ranks.is_main and not folder.is_begun:
+            if not folder.holds_run:
+                folder.write_config(config)
+            if isinstance(splits.train, FeatureSet):
+                kept = keep_encoder(folder.path, splits.train.origin)
+                if not kept and not config.source.fold:
+                    say.say("the encoder that made these features is not beside them: predictions will need features.")
             write_data_record(folder.path, splits, notes, seen)
-        if ranks.is_main and ranks.job:
-            seeds = [derive_seed(config.seed, "rank", rank) for rank in range(ranks.world)]
-            folder.note_job(ranks.job, seeds, ranks.restarts)
+        folder.note_job(config, ranks)
         ranks.barrier()
         if ranks.is_main:
             with Tracking(config, folder.path, say) as tracking:
@@ -266,6 +264,7 @@ def _train_folds(
             write_data_record(out, replace(splits, test_split=f"each of {folds} folds in turn"), notes)
             for note in notes:
                 say.say(note)
+        folder.note_job(config, ranks)
         for number, path in enumerate(fold_folders(out, config)):
             say.say(f"fold {number % folds + 1} of {folds}: {path}")
             say.fold = number, folds * config.source.repeats

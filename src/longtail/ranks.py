@@ -182,7 +182,7 @@ class Ranks:
             return None
         # Whoever ends by an error has said so before its connections close.
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
-        self._lost = lost
+        self._lost = lost or isinstance(error, Ended)
         code, text = (1, _GONE) if lost else _sentence(error)
         mine = json.dumps({"rank": self.rank, "code": code, "text": text, "lost": lost})
         try:
@@ -221,6 +221,7 @@ class Ranks:
             if self.stopped():
                 stopped_at = stopped_at or time.monotonic()
                 if time.monotonic() - stopped_at > _FAREWELL_SECONDS:
+                    self._lost = True
                     raise RankFailed(_GONE)
             time.sleep(pause)
             pause = min(2 * pause, 0.1)

@@ -73,9 +73,9 @@ def test_the_layout_that_a_run_began_with_is_read_again(work):
         assert kept[name] == before[name], name
 
 
-@pytest.mark.parametrize("at", [2, 8])
-def test_stopped_and_resumed_it_is_the_same_run(work, monkeypatch, at):
-    """In the teacher's first epoch, and in the student's; three steps an epoch."""
+@pytest.mark.parametrize(("at", "how"), [(2, "resume"), (8, "restart")])
+def test_stopped_and_resumed_it_is_the_same_run(work, monkeypatch, at, how):
+    """In the teacher's first epoch, and in the student's, then by a launcher; three steps an epoch."""
     real, taken = MaskLoader.load, []
 
     def load(self, epoch, step):
@@ -86,11 +86,14 @@ def test_stopped_and_resumed_it_is_the_same_run(work, monkeypatch, at):
 
     monkeypatch.setattr(MaskLoader, "load", load)
     words = ["train", "ade", *SMALL, "--checkpoint.every_seconds", "0", "--out", "again"]
+    if how == "restart":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     code, _, err = work.call(*words)
     assert code == 130
     assert "--resume" in err
     assert not (work.folder / "again" / "report.html").exists()
-    work.run(*words, "--resume")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    work.run(*words, *(["--resume"] if how == "resume" else []))
     for name in FILES.split():
         assert (work.folder / "again" / name).read_bytes() == (work.folder / "run" / name).read_bytes(), name
 

@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -73,17 +75,65 @@ def test_a_run_on_files_leaves_what_one_process_leaves(of_one, of_two):
     assert len(set(seeds)) == 2
 
 
-def test_a_killed_process_ends_all_and_the_run_goes_on_to_the_same_bytes(of_two, data, tmp_path):
-    jobs = start_processes(2, train, tmp_path / "killed", data, epochs=2)
+def start_and_kill(victim, out, data):
+    """Start two processes, kill one when there is a state, and return both."""
+    jobs = start_processes(2, train, out, data, epochs=2)
     until = time.monotonic() + 60
-    while not list((tmp_path / "killed").glob("resume/state-*")) and time.monotonic() < until:
+    while not list(out.glob("resume/state-*")) and time.monotonic() < until:
         time.sleep(0.01)
-    os.kill(jobs[1].pid, signal.SIGKILL)
+    os.kill(jobs[victim].pid, signal.SIGKILL)
+    return jobs
+
+
+def test_a_killed_process_ends_all_and_the_run_goes_on_to_the_same_bytes(of_one, of_two, data, tmp_path):
+    jobs = start_and_kill(1, tmp_path / "killed", data)
     kind, text = jobs[0].result()
     assert (kind, text[:29]) == ("RankFailed", "a process of this job is gone")
     jobs[1].result()
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
     assert in_processes(2, functools.partial(train, resume=True), tmp_path / "killed", data)[0][0] == "done"
     assert bytes_of(tmp_path / "killed") == bytes_of(of_two[1])
+    # One process goes on where two began: float32 sums in another order are all that differs.
+    train(None, tmp_path / "alone", data, resume=True)
+    one, two = (load_file(path / "predictions.safetensors") for path in (tmp_path / "alone", of_one))
+    assert torch.equal(one["labels"], two["labels"])
+    assert torch.allclose(one["logits"], two["logits"], atol=1e-3)
+
+
+def test_when_the_first_process_is_killed_another_says_so_once(of_one, data, tmp_path, capfd):
+    jobs = start_and_kill(0, tmp_path / "killed", data)
+    kind, _ = jobs[1].result()
+    assert kind in ("RankFailed", "silent")
+    assert capfd.readouterr().err.count("longtail: a process of this job is gone") == 1
+    jobs[0].result()
+
+
+def sleep_long(mine):
+    mine.barrier()
+    time.sleep(60)
+
+
+def test_told_to_end_before_training_each_says_what_the_first_prints():
+    jobs = start_processes(2, sleep_long)
+    time.sleep(1)
+    for job in jobs:
+        os.kill(job.pid, signal.SIGTERM)
+    for job in jobs:
+        kind, text = job.result()
+        assert kind == "Ended"
+        assert text.startswith("the launcher ended this job: it was told to, or another process is gone")
+
+
+def train_by_a_clock_that_goes_back(mine, out, data):
+    moments = itertools.count(2e9, -3600.0)
+    time.time = lambda: next(moments)
+    return train(mine, out, data)
+
+
+def test_a_clock_that_goes_back_changes_nothing(of_two, data, tmp_path):
+    kinds = in_processes(2, train_by_a_clock_that_goes_back, tmp_path / "run", data)
+    assert [kind for kind, _ in kinds] == ["done", "done"], kinds
+    assert bytes_of(tmp_path / "run") == bytes_of(of_two[1])
 
 
 def fail_at_second_step(mine, out, data, error):
@@ -215,3 +265,10 @@ def test_a_restart_goes_on_with_its_own_run_only(tmp_path):
     assert begin(Ranks(job="abc 18", restarts=1)) == (True, False)
     assert begin(Ranks(job="xyz 18", restarts=1)) == (False, True)
     assert begin(Ranks()) == (False, True)
+    (tmp_path / "environment.json").unlink()
+    assert begin(Ranks(job="abc 18", restarts=1)) == (False, True)
+    begin = functools.partial(how_to_begin, tmp_path, False, False)
+    assert begin(Ranks(job="abc 18")) == (False, False)
+    assert begin(Ranks(job="abc 18", restarts=1)) == (True, False)  # it died before it noted anything
+    (tmp_path / "resume").mkdir()
+    assert begin(Ranks(job="abc 18", restarts=1)) == (False, False)

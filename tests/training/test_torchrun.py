@@ -17,6 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from longtail.cli import main
+from tar_files import pack
+
 pytestmark = pytest.mark.check
 
 FILES = ("model.safetensors", "metrics.jsonl", "evaluation.json", "predictions.safetensors")
@@ -180,7 +183,7 @@ def test_a_stopped_run_is_finished_by_another_number_of_processes(name, ranks, s
     check_close(stopped / out, whole[0])
 
 
-def check_close(run, other):
+def check_close(run, other, tested=TESTED):
     """Sums of float32 in another order are all that differs."""
     ours, theirs = (load_file(path / "predictions.safetensors") for path in (run, other))
     assert torch.equal(ours["labels"], theirs["labels"])
@@ -190,4 +193,77 @@ def check_close(run, other):
     print(f"{run.name}: logits differ by at most {difference:.2g} (largest {largest:.2g}), top-1 {first} and {second}")
     assert difference < TOLERANCE
     assert first == second
-    check_whole(run, TESTED)
+    check_whole(run, len(theirs["labels"]) if tested is None else tested)
+
+
+def alone(monkeypatch, desk, *words):
+    """Train in this process."""
+    monkeypatch.chdir(desk)
+    assert main(["train", *map(str, words)]) == 0
+
+
+def test_accelerate_starts_the_same_processes(desk, whole):
+    pytest.importorskip("accelerate")
+    launcher = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    job = Launched(desk, "images", *OPTIONS, "--out", "accelerate", launcher=f"{launcher} --dynamo_backend no -m")
+    assert job.end() == 0, job.text()
+    assert bytes_of(desk / "accelerate") == bytes_of(whole[0])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_bfloat16_in_two_processes(desk, monkeypatch):
+    words = ("images", *OPTIONS, "--precision", "bfloat16", "--out")
+    train(desk, *words, "bfloat16-2")
+    alone(monkeypatch, desk, *words, "bfloat16-1")
+    check_close(desk / "bfloat16-2", desk / "bfloat16-1")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_features_in_two_processes(desk, whole, monkeypatch):
+    monkeypatch.chdir(desk)
+    words = (
+        "embed images --source.test test --backbone small_net --pretrained whole --views 2 --out features.safetensors"
+    )
+    assert main(words.split()) == 0
+    words = "features.safetensors --method gml --teacher.kind momentum --epochs 4 --batch_size 8 --device cpu --out"
+    train(desk, *words.split(), "features-2")
+    alone(monkeypatch, desk, *words.split(), "features-1")
+    check_close(desk / "features-2", desk / "features-1")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_folds_in_two_processes_also_after_a_kill(desk, monkeypatch):
+    words = ("images", *OPTIONS[2:], "--folds", "2", "--out")
+    train(desk, *words, "folds")
+    alone(monkeypatch, desk, *words, "folds-alone")
+    for fold in ("fold-0", "fold-1"):
+        check_close(desk / "folds" / fold, desk / "folds-alone" / fold, tested=None)
+    ours, theirs = (json.loads((desk / out / "evaluation.json").read_text()) for out in ("folds", "folds-alone"))
+    assert ours["top1"] == theirs["top1"]
+    assert ours["test_images"] == theirs["test_images"] == 70
+    job = Launched(desk, *words, "folds-killed", restarts=1)
+    assert job.wait_for(lambda: list(desk.glob("folds-killed/fold-1/resume/state-*"))), job.text()
+    os.kill(job.workers()[0], signal.SIGKILL)
+    assert job.end() == 0, job.text()
+    for folder in ("fold-0", "fold-1"):
+        assert bytes_of(desk / "folds-killed" / folder) == bytes_of(desk / "folds" / folder)
+    ours, theirs = ((desk / out / "evaluation.json").read_bytes() for out in ("folds-killed", "folds"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["shards/train-{000000..000003}.tar"], "1 of the 4 shards that it names are missing, first"),
+        (["images", "--batch_size", "9"], "--batch_size 9"),
+        (["nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(words, sentence, desk):
+    if not (desk / "shards").exists():
+        pack(desk / "images", desk / "shards", start="train")
+    job = Launched(desk, words[0], *OPTIONS[2:], *words[1:], "--out", "refused")
+    assert job.end() == 1
+    assert len(job.told()) == 1, job.text()
+    assert sentence in job.told()[0]
+    assert not (desk / "refused").exists()

@@ -133,9 +133,12 @@ def train_dense(
         raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     try:
-        if not folder.holds_run:
-            folder.write_config(config)
+        if not folder.is_begun:
+            if not folder.holds_run:
+                folder.write_config(config)
             write_data_record(folder.path, splits, notes, splits.train.fingerprint())
+        if ranks is not None:
+            folder.note_job(config, ranks)
         with Tracking(config, folder.path, say) as tracking:
             evaluation = run_dense_stages(config, splits, folder, say, tracking.update)
             write_dense_report(folder.path)

@@ -61,7 +61,8 @@ def how_to_begin(out: Path, resume: bool, overwrite: bool, ranks: Ranks) -> tupl
     """Return ``resume`` and ``overwrite`` as they are meant: a job that its launcher starts anew goes on.
 
     So it does only if the run in ``out`` is its own, which :meth:`RunFolder.note_job` noted there. Another command may
-    have the same name for its job; after a restart the first process may have another launcher.
+    have the same name for its job; after a restart the first process may have another launcher. A run in which nothing
+    is noted nor trained was left by a process that died as it began.
     """
     if not ranks.job:
         return resume, overwrite
@@ -73,5 +74,7 @@ def how_to_begin(out: Path, resume: bool, overwrite: bool, ranks: Ranks) -> tupl
     known = record.get("ranks") if isinstance(record, dict) else None
     job = str(known.get("job")) if isinstance(known, dict) else ""
     name = ranks.job.split()[0]
-    own = job == ranks.job or (ranks.restarts > 0 and name != "none" and job.split()[:1] == [name])
+    again = ranks.restarts > 0
+    own = job == ranks.job or (again and name != "none" and job.split()[:1] == [name])
+    own = own or (again and not overwrite and not path.exists() and not (out / "resume").exists())
     return (True, False) if own else (resume, overwrite)

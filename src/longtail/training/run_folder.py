@@ -20,8 +20,10 @@ import yaml
 
 import longtail
 from longtail.config import TrainConfig, flatten
+from longtail.data.keyed import derive_seed
 from longtail.errors import UserError
 from longtail.files import read_json, write_bytes, write_json
+from longtail.ranks import Ranks
 
 _FILES = (
     "resume model.safetensors model.json metrics.jsonl evaluation.json per_class.csv report.html "
@@ -80,7 +82,10 @@ class RunFolder:
             if not self._had_lock and not self.holds_run:
                 self.path.joinpath(".lock").unlink(missing_ok=True)
             raise
-        for leftover in self.path.iterdir():  # of a killed process; the lock says that none is alive
+        stages = (self.path / "teacher", self.path / "representation")
+        folders = (self.path, *(stage for stage in stages if stage.is_dir()))
+        # Of a killed process; the lock says that none is alive.
+        for leftover in [path for folder in folders for path in folder.iterdir()]:
             if _LEFTOVER.match(leftover.name):
                 leftover.unlink(missing_ok=True)
         if overwrite and self.holds_run:
@@ -96,18 +101,27 @@ class RunFolder:
         """Whether a run was started here."""
         return (self.path / "config.yaml").exists()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether all that a run begins with is written: ``data.json`` is the last of it."""
+        return self.holds_run and (self.path / "data.json").exists()
+
     def write_config(self, config: TrainConfig) -> None:
         """Write the resolved options."""
         write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
 
-    def note_job(self, job: str, seeds: Sequence[int], restarts: int) -> None:
+    def note_job(self, config: TrainConfig, ranks: Ranks) -> None:
         """Note in ``environment.json`` which job trains here from now on, by how many processes, and their seeds.
 
         From its seed a process draws what layers of the encoder draw (dropout): all else follows from the batch.
+        Without a launcher nothing is noted.
         """
+        if not ranks.job:
+            return
+        seeds = [derive_seed(config.seed, "rank", rank) for rank in range(ranks.world)]
         path = self.path / "environment.json"
         record = read_json(path) if path.exists() else {}
-        record["ranks"] = {"job": job, "world": len(seeds), "seeds": list(seeds), "restarts": restarts}
+        record["ranks"] = {"job": ranks.job, "world": ranks.world, "seeds": seeds, "restarts": ranks.restarts}
         write_json(path, record)
 
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
@@ -132,6 +146,9 @@ class WatchedFolder(RunFolder):
         self.path = path
 
     def write_config(self, config: TrainConfig) -> None:
+        """Nothing."""
+
+    def note_job(self, config: TrainConfig, ranks: Ranks) -> None:
         """Nothing."""
 
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
