@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 _rows: tuple[int, ...] | None = None
 
@@ -83,6 +84,11 @@ def previous_row(values: Tensor) -> Tensor:
     lasts = [torch.empty_like(last) for _ in _rows]
     dist.all_gather(lasts, last)
     return torch.cat([lasts[dist.get_rank() - 1], values[:-1]])
+
+
+def held(values: Tensor) -> Tensor:
+    """Return what of ``values`` lies in this process, sharing its memory: a shard's part, anything else as it is."""
+    return values.to_local() if isinstance(values, DTensor) else values
 
 
 def summed(values: Tensor) -> Tensor:

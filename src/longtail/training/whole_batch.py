@@ -23,12 +23,10 @@ from longtail.methods import Trainable
 from longtail.models.joint_norm import join_batch_norm
 from longtail.ranks import Ranks
 from longtail.training.random_numbers import seed_torch
-
-_ENCODERS = ("encoder", "teacher.encoder")
-"""Modules of a method whose outputs are gathered, where it has them."""
+from longtail.training.weights import ENCODERS, ShardedWeights, Weights
 
 
-def spread(method: Trainable, ranks: Ranks, device: torch.device) -> Callable[..., dict[str, Tensor]]:
+def spread(method: Trainable, ranks: Ranks, device: torch.device, weights: Weights) -> Callable[..., dict[str, Tensor]]:
     """Prepare ``method`` for training by all of ``ranks`` and return what a step calls for its losses.
 
     Names and shapes of its state stay: a state is the same for any number of processes.
@@ -37,15 +35,16 @@ def spread(method: Trainable, ranks: Ranks, device: torch.device) -> Callable[..
         method: on its device, in training mode, as it is in every process.
         ranks: who trains.
         device: where.
+        weights: of the method.
     """
     if ranks.alone:
         return method
     join_batch_norm(method.encoder)
     for name, module in method.named_modules():
-        if name in _ENCODERS:
+        if name in ENCODERS:
             _gather_output(module, ranks, device)
-    if not any(parameter.requires_grad for parameter in method.parameters()):
-        return method
+    if isinstance(weights, ShardedWeights) or not any(parameter.requires_grad for parameter in method.parameters()):
+        return method  # sharded weights average their gradient themselves
     # Unused parameters are looked for at every step: some have no gradient (a view or a loss of weight 0), and buckets
     # that are never rearranged sum in the same order after a restart as before.
     with warnings.catch_warnings():
