@@ -65,10 +65,11 @@ def of_one(data, tmp_path_factory):
     return folder
 
 
-def close(first, second):
-    """Return whether two runs predict alike but for float32 sums in another order."""
+def gap(first, second):
+    """Return the largest difference of two runs' logits, of the same images."""
     one, two = (load_file(path / "predictions.safetensors") for path in (first, second))
-    return torch.equal(one["labels"], two["labels"]) and torch.allclose(one["logits"], two["logits"], atol=1e-3)
+    assert torch.equal(one["labels"], two["labels"])
+    return float((one["logits"] - two["logits"]).abs().max())
 
 
 def test_a_run_goes_on_with_any_number_of_processes(of_one, data, tmp_path):
@@ -76,7 +77,7 @@ def test_a_run_goes_on_with_any_number_of_processes(of_one, data, tmp_path):
     assert [kind for kind, _ in found] == ["done"] * 2, found
     assert sum(part for _, (part,) in found) == pytest.approx(1)
     assert max(part for _, (part,) in found) < 0.6
-    assert close(of_one, tmp_path / "two")
+    assert gap(of_one, tmp_path / "two") < 1e-3  # float32 sums in another order
 
     assert in_processes(2, train, data, tmp_path / "cut", True)[0][0] == "Cut"
     state = load_file(next((tmp_path / "cut" / "resume").glob("state-*")) / "state.safetensors")
@@ -85,7 +86,7 @@ def test_a_run_goes_on_with_any_number_of_processes(of_one, data, tmp_path):
     assert {state[f"method.{name}"].shape == model[name].shape for name in names} == {True}
     shutil.copytree(tmp_path / "cut", tmp_path / "by one")
     assert train(None, data, tmp_path / "by one", resume=True) == []
-    assert close(of_one, tmp_path / "by one")
+    assert gap(of_one, tmp_path / "by one") < 1e-3
     found = in_processes(2, go_on, data, tmp_path / "cut")
     assert found[0][0] == "done", found
     for name in FILES:
@@ -111,7 +112,8 @@ def test_methods_train_with_sharded_encoders(more, of_one, data, tmp_path):
     found = in_processes(2, train_with, data, tmp_path / "two", more)
     assert [kind for kind, _ in found] == ["done"] * 2, found
     assert in_processes(2, train_with, data, tmp_path / "whole", {**more, "optimiser.shard": False})[0][0] == "done"
-    assert close(tmp_path / "whole", tmp_path / "two")
+    # Pieces are put together in bfloat16, where autocast leaves normalisation in float32.
+    assert gap(tmp_path / "whole", tmp_path / "two") < (0.1 if "precision" in more else 1e-3)
 
 
 def train_with(mine, data, out, more):

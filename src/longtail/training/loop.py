@@ -61,7 +61,7 @@ class StageRun:
         self.method: Trainable = job.build_method()
         self.weights: Weights
         if config.optimiser.shard and not job.ranks.alone:
-            self.weights = ShardedWeights(self.method, job.ranks, job.device)
+            self.weights = ShardedWeights(self.method, job.ranks, job.device, config.precision == "bfloat16")
         else:
             # Channels last: the same figures in less time (benchmarks/step.py).
             self.method.to(job.device).to(memory_format=torch.channels_last)

@@ -15,9 +15,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from longtail.exchange import held
@@ -26,8 +25,8 @@ from longtail.ranks import Ranks
 
 ENCODERS = ("encoder", "teacher.encoder")
 """Modules of a method that each process runs on its own rows, where it has them."""
-_UNITS = 8
-"""Least number of pieces of an encoder: of so many, one is whole at a time."""
+_PIECES = 8
+"""How many pieces an encoder is cut into at least, where its layers allow it: one is whole at a time."""
 
 
 class Weights(Protocol):
@@ -100,15 +99,17 @@ class ShardedWeights:
         method: on any device; its encoders are cut and moved to ``device`` piece by piece.
         ranks: who trains.
         device: where.
+        bfloat16: put pieces together in bfloat16, half as much to send and to hold. (Under autocast alone, whose copies
+            live until the backward pass, the encoder would be whole in every process after all.)
     """
 
-    def __init__(self, method: Trainable, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, method: Trainable, ranks: Ranks, device: torch.device, bfloat16: bool = False) -> None:
         self._method, self._ranks = method, ranks
         self._twin = copy.deepcopy(method.encoder).cpu()
         mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)  # type: ignore[arg-type]
         for name, module in list(method.named_modules()):
             if name in ENCODERS:
-                _shard(module, mesh)
+                _shard(module, mesh, bfloat16)
         method.to(device)
         # An optimiser sees ordinary parameters that share memory with the shards.
         self._shards: list[tuple[nn.Parameter, nn.Parameter]] = [
@@ -134,9 +135,11 @@ class ShardedWeights:
         shared = [p for p in self._method.parameters() if p.grad is not None and not isinstance(p, DTensor)]
         gradients = [p.grad for p in shared if p.grad is not None]
         if gradients:
-            flat = _flatten_dense_tensors(gradients)
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
-            torch._foreach_copy_(gradients, _unflatten_dense_tensors(flat / self._ranks.world, gradients))
+            parts = torch.split(flat / self._ranks.world, [gradient.numel() for gradient in gradients])
+            averages = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+            torch._foreach_copy_(gradients, averages)
         return [*shards, *shared]
 
     def norm(self, trained: Sequence[nn.Parameter]) -> Tensor:
@@ -193,25 +196,36 @@ def all_held(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: held(value) for name, value in state.items()}
 
 
-def _shard(encoder: nn.Module, mesh: DeviceMesh) -> None:
-    """Deal the weights of ``encoder`` to the processes of ``mesh``, in pieces that are put together one at a time."""
-    total = sum(p.numel() for p in encoder.parameters())
-    # Numbers without a dimension cannot be cut.
-    left_out = {p for p in encoder.parameters() if p.ndim == 0}
+def pieces_of(encoder: nn.Module) -> list[nn.Module]:
+    """Return modules of ``encoder``, none inside another, of an eighth of its weights at most each, or of one layer.
 
-    def cut(module: nn.Module) -> None:
+    What is in none of them is little. A container may be walked through rather than called, so that it is no piece, and
+    a module with weights of its own may use those of its children without calling them, so that it is not taken apart.
+    """
+    total = sum(p.numel() for p in encoder.parameters())
+    found: list[nn.Module] = []
+
+    def collect(module: nn.Module) -> None:
         for child in module.children():
             size = sum(p.numel() for p in child.parameters())
-            called = not isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-            direct = next(child.parameters(recurse=False), None) is not None
-            # A container may be walked through, not called; a module with weights of its own uses them in its forward.
-            if called and size and (size * _UNITS <= total or direct or next(child.children(), None) is None):
-                fully_shard(child, mesh=mesh, ignored_params=left_out)
+            container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+            one = next(child.parameters(recurse=False), None) is not None or next(child.children(), None) is None
+            if size and not container and (one or size * _PIECES <= total):
+                found.append(child)
             elif size:
-                cut(child)
+                collect(child)
 
-    cut(encoder)
-    fully_shard(encoder, mesh=mesh, ignored_params=left_out)
+    collect(encoder)
+    return found
+
+
+def _shard(encoder: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
+    """Deal the weights of ``encoder`` to the processes of ``mesh``, piece by piece."""
+    # Numbers without a dimension cannot be cut.
+    left_out = {p for p in encoder.parameters() if p.ndim == 0}
+    precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
+    for module in (*pieces_of(encoder), encoder):
+        fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=left_out)
     assert isinstance(encoder, FSDPModule)
     # The mean, taken as a sum and a division: not every backend knows how to average.
     encoder.set_force_sum_reduction_for_comms(True)
