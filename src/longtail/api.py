@@ -9,7 +9,6 @@ from typing import Any
 from longtail.config import TrainConfig, get_option, replace_options
 from longtail.data import DataSplits, FeatureSet, ImageFiles
 from longtail.data.counts import imbalance_factor
-from longtail.data.keyed import derive_seed
 from longtail.deployment.result import Result
 from longtail.deployment.run_records import find_run, is_dense, load_classifier
 from longtail.errors import UserError
@@ -161,9 +160,7 @@ def _train_one(
         if ranks.is_main and not folder.holds_run:
             folder.write_config(config)
             write_data_record(folder.path, splits, notes, seen)
-        if ranks.is_main and ranks.job:
-            seeds = [derive_seed(config.seed, "rank", rank) for rank in range(ranks.world)]
-            folder.note_job(ranks.job, seeds, ranks.restarts)
+        folder.note_job(config.seed, ranks)
         ranks.barrier()
         if ranks.is_main:
             with Tracking(config, folder.path, say) as tracking:

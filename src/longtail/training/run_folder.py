@@ -20,8 +20,10 @@ import yaml
 
 import longtail
 from longtail.config import TrainConfig, flatten
+from longtail.data.keyed import derive_seed
 from longtail.errors import UserError
 from longtail.files import read_json, write_bytes, write_json
+from longtail.ranks import Ranks
 
 _FILES = (
     "resume model.safetensors model.json metrics.jsonl evaluation.json per_class.csv report.html "
@@ -100,14 +102,18 @@ class RunFolder:
         """Write the resolved options."""
         write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
 
-    def note_job(self, job: str, seeds: Sequence[int], restarts: int) -> None:
+    def note_job(self, seed: int, ranks: Ranks) -> None:
         """Note in ``environment.json`` which job trains here from now on, by how many processes, and their seeds.
 
         From its seed a process draws what layers of the encoder draw (dropout): all else follows from the batch.
+        Nothing is noted of a process that no launcher started.
         """
+        if not ranks.job:
+            return
+        seeds = [derive_seed(seed, "rank", rank) for rank in range(ranks.world)]
         path = self.path / "environment.json"
         record = read_json(path) if path.exists() else {}
-        record["ranks"] = {"job": job, "world": len(seeds), "seeds": list(seeds), "restarts": restarts}
+        record["ranks"] = {"job": ranks.job, "world": ranks.world, "seeds": seeds, "restarts": ranks.restarts}
         write_json(path, record)
 
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
@@ -132,6 +138,9 @@ class WatchedFolder(RunFolder):
         self.path = path
 
     def write_config(self, config: TrainConfig) -> None:
+        """Nothing."""
+
+    def note_job(self, seed: int, ranks: Ranks) -> None:
         """Nothing."""
 
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,13 +64,13 @@ def _gather_output(encoder: nn.Module, ranks: Ranks, device: torch.device) -> No
             common = int(torch.randint(2**62, ()))
             seed_torch(derive_seed(ranks.seed, "encoder", common), device)
 
-    def gather(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def gather(module: nn.Module, inputs: Any, output: Any) -> Any:
         if id(module) != watched:
             return output
         if kept:
             kept.pop()()
             torch.randint(2**62, ())  # a second pass draws others
-        return gather_rows(output)
+        return tuple(map(gather_rows, output)) if isinstance(output, tuple) else gather_rows(output)
 
     encoder.register_forward_pre_hook(own_numbers)
     encoder.register_forward_hook(gather)
@@ -94,7 +94,8 @@ class SharedLoader:
     """A loader whose batches and fetched views are this process's share; it keeps the exchange told of the rows.
 
     Args:
-        loader: makes this process's share of every batch.
+        loader: makes this process's share of every batch; if its ``makes_labels`` is true, of the labels too, and what
+            it fetches is then a batch.
         ranks: who trains.
         parts: micro-batches of a step.
     """
@@ -109,7 +110,7 @@ class SharedLoader:
         """Return this process's share of a batch."""
         batch = self._loader.load(epoch, step)
         set_rows([self._loader.batch_size // (self._ranks.world * self._parts)] * self._ranks.world)
-        return batch
+        return self._with_rows_of_all(batch, ("labels",))
 
     def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Any:
         """Return this process's slice of a view outside any epoch; what is encoded of it is whole again.
@@ -122,7 +123,13 @@ class SharedLoader:
         if sizes[-1]:
             own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
             ids, rounds = ids[own], rounds[own]
-        return self._loader.fetch(view, ids, rounds)
+        return self._with_rows_of_all(self._loader.fetch(view, ids, rounds), ("labels", "ids", "keys"))
+
+    def _with_rows_of_all(self, batch: Any, names: Sequence[str]) -> Any:
+        """Return ``batch``; where its labels are masks, which are made with the views, those of all processes."""
+        if not getattr(self._loader, "makes_labels", False):
+            return batch
+        return dataclasses.replace(batch, **{name: gather_rows(getattr(batch, name)) for name in names})
 
     def close(self) -> None:
         """End the loader; from now on everyone works alone."""
