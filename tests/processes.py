@@ -37,13 +37,20 @@ class Job:
 
     def result(self, seconds=60):
         """Return ("done", value), or name and text of the error; ("silent", None) if it ended without a word."""
+        result = self.said(seconds)
+        self.end()
+        return result
+
+    def said(self, seconds=60):
+        """Return what :meth:`result` does, and let the process go on to its end."""
         try:
-            result = self.pipe.recv() if self.pipe.poll(seconds) else ("silent", None)
+            return self.pipe.recv() if self.pipe.poll(seconds) else ("silent", None)
         except EOFError:
-            result = "silent", None
+            return "silent", None
+
+    def end(self):
         self.process.join(20)
         self.process.kill()
-        return result
 
 
 def start_processes(world, function, *arguments, **more):
@@ -63,4 +70,9 @@ def start_processes(world, function, *arguments, **more):
 
 def in_processes(world, function, *arguments):
     """Return what ``function(ranks, *arguments)`` did in each of ``world`` processes (see :meth:`Job.result`)."""
-    return [job.result() for job in start_processes(world, function, *arguments)]
+    jobs = start_processes(world, function, *arguments)
+    # The first process waits at its end for the others, and those for their words to be read: all are heard first.
+    found = [job.said() for job in jobs]
+    for job in jobs:
+        job.end()
+    return found

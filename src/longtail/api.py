@@ -161,7 +161,7 @@ def _train_one(
                 if not kept and not config.source.fold:
                     say.say("the encoder that made these features is not beside them: predictions will need features.")
             write_data_record(folder.path, splits, notes, seen)
-        folder.note_job(config, ranks)
+        folder.note_job(config.seed, ranks)
         ranks.barrier()
         if ranks.is_main:
             with Tracking(config, folder.path, say) as tracking:
@@ -264,7 +264,7 @@ def _train_folds(
             write_data_record(out, replace(splits, test_split=f"each of {folds} folds in turn"), notes)
             for note in notes:
                 say.say(note)
-        folder.note_job(config, ranks)
+        folder.note_job(config.seed, ranks)
         for number, path in enumerate(fold_folders(out, config)):
             say.say(f"fold {number % folds + 1} of {folds}: {path}")
             say.fold = number, folds * config.source.repeats

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 _rows: tuple[int, ...] | None = None
 
@@ -85,6 +86,11 @@ def previous_row(values: Tensor) -> Tensor:
     return torch.cat([lasts[dist.get_rank() - 1], values[:-1]])
 
 
+def held(values: Tensor) -> Tensor:
+    """Return what of ``values`` lies in this process, sharing its memory: a shard's part, anything else as it is."""
+    return values.to_local() if isinstance(values, DTensor) else values
+
+
 def summed(values: Tensor) -> Tensor:
     """Return the sum of ``values`` over all processes, without gradient; in place where it can be."""
     dist.all_reduce(values)
@@ -120,7 +126,12 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         rank, sizes = dist.get_rank(), ctx.sizes
-        total = summed(gradient.clone(memory_format=torch.contiguous_format))
-        start = sum(sizes[:rank])
-        own = total.reshape(-1, sum(sizes), *total.shape[1:])[:, start : start + sizes[rank]]
+        by_view = gradient.reshape(-1, sum(sizes), *gradient.shape[1:])  # [V, B, ...]
+        if len(set(sizes)) == 1:  # each is sent the sum of its own rows only
+            by_rank = [part.contiguous() for part in by_view.chunk(len(sizes), 1)]  # [V, b, ...] each
+            own = torch.empty_like(by_rank[0])
+            dist.reduce_scatter(own, by_rank)
+        else:
+            start = sum(sizes[:rank])
+            own = summed(by_view.contiguous().clone())[:, start : start + sizes[rank]]
         return own.flatten(0, 1), None

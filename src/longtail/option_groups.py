@@ -268,6 +268,8 @@ class OptimiserOptions:
         sharpness: radius of sharpness-aware steps (SAM, Foret et al. 2021), which cost twice as much; 0 = off.
         accumulate: micro-batches that a step's batch is cut into, one after the other through the student, to save
             memory; batch normalisation, and contrasts within a batch, see one of them at a time.
+        shard: deal weights, gradients and optimiser state of the encoders, the teacher's included, to the processes
+            that train together (FSDP2), for encoders that do not fit a device; nothing changes in one process.
     """
 
     name: Literal["sgd", "adamw"] | None = None
@@ -282,6 +284,7 @@ class OptimiserOptions:
     ema: float | None = None
     sharpness: float = 0.0
     accumulate: int = 1
+    shard: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from longtail.errors import UserError, printable
 _FAILED, _TOLD, _LEFT = "failed", "told", "left"
 _TIMEOUT, _COMING = timedelta(minutes=30), timedelta(minutes=10)
 _LOOK_SECONDS, _GRACE_SECONDS, _FAREWELL_SECONDS = 0.25, 2.0, 10.0
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe|socket", re.IGNORECASE)
+_LOST = re.compile(r"gloo(?!\.cpp)|nccl|connection (closed|reset|refused)|timed out|broken pipe|socket", re.IGNORECASE)
 
 
 class RankFailed(RuntimeError):

@@ -93,6 +93,30 @@ def test_a_sharded_queue_is_projected_in_parts():
     assert projected(parts) < 0.3 * projected(whole)
 
 
+def test_sharded_encoders_take_a_share_of_the_memory_and_send_less_of_gradients():
+    own = {"gpus": 8, "batch_size": 64, "optimiser": {"ema": 0.9, "name": "adamw"}}
+    whole = planned(**ONE, **own).stages[1]
+    dealt = planned(**ONE, **{**own, "optimiser": {**own["optimiser"], "shard": True}}).stages[1]
+    encoder = 4 * sum(p.numel() for p in build_encoder("cifar_resnet20", 3).parameters())
+    teacher = 4 * sum(p.numel() for p in build_encoder("cifar_resnet32", 3).parameters())
+    saved = {name: size - dealt.count.memory[name] for name, size in whole.count.memory.items()}
+    for name, size in {"weights": 1, "gradients": 1, "optimiser": 2, "moving average": 1}.items():
+        assert saved[name] == pytest.approx(7 / 8 * size * encoder, abs=8), name
+    assert saved["teacher"] == pytest.approx(7 / 8 * teacher, abs=8)
+    assert 0 < dealt.count.memory["weights put together"] < encoder + teacher
+    sent = {x.what: x for x in dealt.exchanged}
+    assert sent["weights put together"].sent == pytest.approx(7 / 8 * (2 * encoder + teacher))
+    assert sent["gradients of shards"].sent == pytest.approx(7 / 8 * encoder)
+    assert sent["gradients"].tensor_bytes == pytest.approx(whole.count.sizes.gradient_bytes - encoder)
+
+
+def test_micro_batches_take_less_memory_and_more_operations():
+    plans = [planned(**ONE, batch_size=512, optimiser={"accumulate": parts}).stages[1].count for parts in (1, 4)]
+    key = "activations and working memory"
+    assert plans[1].memory[key] < 0.5 * plans[0].memory[key]
+    assert len(plans[1].operations) > 2 * len(plans[0].operations)
+
+
 def test_bfloat16_and_efficiency_take_less(one):
     half, full = planned(precision="bfloat16", **ONE).stages[1], one.stages[1]
     key = "activations and working memory"
@@ -125,7 +149,7 @@ def test_the_largest_batch_fits_and_one_of_a_tenth_more_does_not():
     ("options", "sentence"),
     [
         ({"gpu": "h20"}, r"unknown --gpu 'h20'; did you mean 'h200'"),
-        ({"gpus": 3}, r"--batch_size 64 cannot be shared by 3 devices; give a multiple, such as 63"),
+        ({"gpus": 3}, r"--batch_size 64 .* cannot be dealt evenly to 3 processes; give --batch_size 63"),
         ({"gpus": 12}, r"--gpus 12 does not fill machines of 8"),
         ({"gpus": 0}, r"--gpus must be above 0"),
         ({"efficiency": 1.5}, r"--efficiency must be above 0 and at most 1, got 1.5"),

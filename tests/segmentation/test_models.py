@@ -126,8 +126,8 @@ def test_regions_are_weighted_means_of_pixels():
 
 def test_coarse_logits_are_reachable():
     encoder = build_pixel_encoder("test_resnet", "ocr", 3, 16, regions=5).eval()
-    features, coarse = encoder.forward_with_auxiliary(torch.randn(2, 3, 33, 40))
+    features, coarse = encoder(torch.randn(2, 3, 33, 40), auxiliary=True)
     assert features.shape == (2, 16, 9, 10)
     assert coarse.shape == (2, 5, 9, 10)
     with pytest.raises(ValueError, match="ocr"):
-        build_pixel_encoder("test_resnet", "unet", 3, 16).forward_with_auxiliary(torch.randn(2, 3, 32, 32))
+        build_pixel_encoder("test_resnet", "unet", 3, 16)(torch.randn(2, 3, 32, 32), auxiliary=True)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from longtail.data.shares import Share
 from longtail.methods import MethodContext, get_method
@@ -39,6 +40,14 @@ class Doubled:
         return self.loader.fetch(*asked).double()
 
 
+def full(value, like=None):
+    """Return the array of a tensor, put together if it, or what it belongs to, is in shards."""
+    if isinstance(like, DTensor):
+        shape, stride = like.shape, like.stride()
+        value = DTensor.from_local(value, like.device_mesh, like.placements, shape=shape, stride=stride)
+    return (value.full_tensor() if isinstance(value, DTensor) else value).numpy()
+
+
 def train(ranks, config, splits, number=0):
     """Train 20 steps of one stage in float64 and return all that it left: state, gradients, sums of the last epoch."""
     stage = plan_stages(config)[number]
@@ -64,11 +73,12 @@ def train(ranks, config, splits, number=0):
     with torch.random.fork_rng(devices=[]):
         run = StageRun(job)
         run.run()
-    kept = {name: value.numpy() for name, value in run.method.state_dict().items()}
-    kept |= {f"grad {name}": p.grad.numpy() for name, p in run.method.named_parameters() if p.grad is not None}
-    kept |= {
-        f"average {name}": value.numpy() for name, value in (run.average or torch.nn.Module()).state_dict().items()
-    }
+    kept = {name: full(value) for name, value in run.method.state_dict().items()}
+    shards = {name: (p, run.weights.here(p).grad) for name, p in run.method.named_parameters()}
+    kept |= {f"grad {name}": full(grad, like=p) for name, (p, grad) in shards.items() if grad is not None}
+    if run.average is not None:
+        values, like = run.average.state_dict(), run.average.averaged
+        kept |= {f"average {name}": full(value, like=like.get(name)) for name, value in values.items()}
     figures = {f"{k} {i}": v for i, r in enumerate(records) for k, v in r.items() if isinstance(v, float)}
     return kept | {name: torch.tensor(value).double().numpy() for name, value in figures.items()}
 
@@ -97,6 +107,16 @@ CASES = {
         "gml", teacher__kind="momentum", optimiser__clip_norm=0.1, optimiser__sharpness=0.05
     ),
     "gml, accumulated": options("gml", teacher__kind="momentum", optimiser__accumulate=2),
+    "gml, sharded": options(
+        "gml",
+        teacher__kind="momentum",
+        optimiser__shard=True,
+        optimiser__ema=0.9,
+        optimiser__clip_norm=0.1,
+        optimiser__sharpness=0.05,
+        optimiser__accumulate=2,
+    ),
+    "gml, sharded, adamw": options("gml", teacher__kind="momentum", optimiser__shard=True, optimiser__name="adamw"),
     "paco": options("paco"),
     "bcl": options("bcl"),
     "proco": options("proco"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from longtail.errors import UserError
+from longtail.exchange import held
 
 
 class _Teacher(nn.Module):
@@ -119,5 +120,5 @@ def ramped_decay(updates: Tensor, decay: float) -> Tensor:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer by name, also buffers that ``state_dict()`` leaves out."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Return every parameter and buffer that lies here by name, also buffers that ``state_dict()`` leaves out."""
+    return {name: held(value) for name, value in (*module.named_parameters(), *module.named_buffers())}

@@ -10,6 +10,10 @@ from longtail.planning.network import Cluster, Transfer
 _BUCKET = 25 * 2**20
 """Bytes of gradients that torch's DistributedDataParallel sends at a time."""
 _FEATURES, _FEATURE_GRADIENTS = "features of the student", "gradients of those features"
+GRADIENTS = ("gradients", "gradients of shards")
+"""Exchanges that go on during the backward pass."""
+SHARDS = "weights put together"
+"""The exchange that goes on while the block before it computes."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Exchanged:
 
     Attributes:
         what: in words.
-        kind: ``all_reduce``, ``all_gather`` or ``broadcast``.
+        kind: ``all_reduce``, ``all_gather``, ``reduce_scatter`` or ``broadcast``.
         tensor_bytes: of what is exchanged, over all calls.
         calls: a step.
         sent: bytes that each process sends.
@@ -49,6 +53,8 @@ class StepSizes:
         sharded: whether each process holds the queue of its own classes only.
         buffer_bytes: of all buffers of what is trained but the queue.
         feature_bytes: of one number of a feature.
+        student_shards, teacher_shards: bytes of the encoders' weights that lie in shards, 0 = whole in each process.
+        parts: micro-batches of a step, for each of which shards are put together.
     """
 
     batch: int
@@ -62,6 +68,9 @@ class StepSizes:
     sharded: bool = False
     buffer_bytes: int = 0
     feature_bytes: int = 4
+    student_shards: int = 0
+    teacher_shards: int = 0
+    parts: int = 1
 
 
 def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
@@ -71,9 +80,9 @@ def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
     """
     features = sizes.batch * sizes.student_views * sizes.student_dim * sizes.feature_bytes
     found = [
-        _times("gradients", "all_reduce", sizes.gradient_bytes, max(1, -(-sizes.gradient_bytes // _BUCKET)), cluster),
+        *_of_weights(sizes, cluster),
         _times(_FEATURES, "all_gather", features, 1, cluster),
-        _times(_FEATURE_GRADIENTS, "all_reduce", features, 1, cluster),
+        _times(_FEATURE_GRADIENTS, "reduce_scatter", features, 1, cluster),
         _times("labels and ids", "all_gather", 16 * sizes.batch, 2, cluster),
     ]
     if sizes.teacher_dim:
@@ -88,6 +97,23 @@ def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
         found.append(_times("log-densities of the classes", "all_gather", densities, 1, cluster))
         queries = 4 * sizes.batch * sizes.student_dim
         found.append(_times("gradients of the queries", "all_reduce", queries, 1, cluster))
+    return found
+
+
+def _of_weights(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
+    """Return what trained weights exchange: sums of gradients, and what shards need to be put together.
+
+    Of shards the student's are gathered for the forward pass and again for the backward pass, the teacher's once a
+    step, and each process is sent the sum of its own part of the gradient.
+    """
+    summed = sizes.gradient_bytes - min(sizes.student_shards, sizes.gradient_bytes)
+    found = [_times("gradients", "all_reduce", summed, max(1, -(-summed // _BUCKET)), cluster)]
+    if sizes.student_shards:
+        gathered = 2 * sizes.parts * sizes.student_shards + sizes.teacher_shards
+        scattered = min(sizes.parts * sizes.student_shards, sizes.parts * sizes.gradient_bytes)
+        calls = 8  # pieces of an encoder, about
+        found.append(_times(SHARDS, "all_gather", gathered, 3 * calls * sizes.parts, cluster))
+        found.append(_times(GRADIENTS[1], "reduce_scatter", scattered, calls * sizes.parts, cluster))
     return found
 
 

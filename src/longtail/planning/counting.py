@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from longtail.config import TrainConfig, replace_options, resolved
 from longtail.data import DataSplits, ImageFiles
 from longtail.data.loading import Batch
+from longtail.data.shares import check_divides
 from longtail.errors import UserError
 from longtail.methods import Method, MethodContext, Stage, get_method
 from longtail.models import Classifier, feature_dim
 from longtail.planning.communication import StepSizes
 from longtail.planning.ledger import Operation, counted_step
 from longtail.training.stages import plan_stages
+from longtail.training.weights import pieces_of
+from longtail.training.whole_batch import micro_batches
 
 _STATE_TENSORS = {"sgd": 1, "adamw": 2}
 _STEP_PASSES = {"sgd": 5, "adamw": 7}
@@ -91,10 +94,7 @@ def count_stages(config: TrainConfig, data: DataSplits, gpus: int = 1, sharded: 
     Raises:
         UserError: the batch cannot be shared out equally, or there is nothing to shard.
     """
-    batch = resolved(config.batch_size)
-    if batch % gpus:
-        near = max(gpus, round(batch / gpus) * gpus)
-        raise UserError(f"--batch_size {batch} cannot be shared by {gpus} devices; give a multiple, such as {near}.")
+    check_divides(resolved(config.batch_size), gpus, config.optimiser.accumulate)
     if config.teacher.run is not None or config.decoupled.run is not None:
         option = "teacher.run" if config.teacher.run is not None else "decoupled.run"
         raise UserError(f"--{option} is not looked into by longtail plan; name its encoder (--teacher.backbone).")
@@ -128,17 +128,24 @@ def _one_share(config: TrainConfig, stage: Stage, gpus: int) -> TrainConfig:
 
 
 def _count(method: Method, config: TrainConfig, stage: Stage, data: DataSplits, gpus: int, sharded: bool) -> StageCount:
-    batch = resolved(config.batch_size)
+    batch, parts = resolved(config.batch_size), config.optimiser.accumulate
     trained = [p for p in method.parameters() if p.requires_grad]
     memory = _held(method, config, data, trained)
+    memory["gradients"] = sum(p.numel() * 4 for p in trained)
     sizes = _sizes(method, batch, trained, data.train.num_classes, sharded)
+    dealt = config.optimiser.shard and gpus > 1
+    if dealt:
+        student, taught = _dealt(method, memory, gpus)
+        sizes = replace(sizes, parts=parts, student_shards=student, teacher_shards=taught)
     method.encoder = _OfAll(method.encoder, gpus)
     teacher = getattr(method, "teacher", None)
     if isinstance(teacher, nn.Module):
         teacher.encoder = _OfAll(teacher.get_submodule("encoder"), gpus)
     half = config.precision == "bfloat16"
     if half:
-        memory["weights in bfloat16"] = sum(2 * p.numel() for p in trained)
+        # Of shards they are what is put together, and counted there.
+        inside = {id(p) for p in method.encoder.parameters()} if dealt else set()
+        memory["weights in bfloat16"] = sum(2 * p.numel() for p in trained if id(p) not in inside)
         _halve(method)
     size = data.train.image_size
     shape = (batch // gpus, data.train.channels, *size)
@@ -151,13 +158,13 @@ def _count(method: Method, config: TrainConfig, stage: Stage, data: DataSplits, 
         taken = Batch(views, whole, whole)
         method.update_memory(taken)
         for _ in range(2 if config.optimiser.sharpness else 1):
-            losses = method(taken, 0.0)
-            method.readings()
-            held = ledger.alive
-            ledger.part = "rest"
-            torch.autograd.backward(torch.stack(list(losses.values())).sum())
+            for part in micro_batches(taken, parts, gpus):
+                losses = method(part, 0.0)
+                method.readings()
+                held = ledger.alive
+                ledger.part = "rest"
+                torch.autograd.backward(torch.stack(list(losses.values())).sum())
         gradients = sum(p.grad.numel() * p.grad.element_size() for p in trained if p.grad is not None)
-    memory["gradients"] = sum(p.numel() * 4 for p in trained)
     memory["activations and working memory"] = max(ledger.peak - gradients, 0)
     passes = _STEP_PASSES[resolved(config.optimiser.name)] + (3 if config.optimiser.ema else 0)
     moved = passes * sum(4 * p.numel() for p in trained)
@@ -200,6 +207,31 @@ def _held(method: Method, config: TrainConfig, data: DataSplits, trained: list[n
         height, width = data.train.image_size
         memory["training images"] = len(data.train) * data.train.channels * height * width
     return memory
+
+
+def _dealt(method: Method, memory: dict[str, int], gpus: int) -> tuple[int, int]:
+    """Deal the encoders' weights in ``memory`` to ``gpus`` devices; return the bytes of the student's and teacher's."""
+    teacher = getattr(method, "teacher", None)
+    encoders = [(method.encoder, "weights")]
+    if isinstance(teacher, nn.Module):
+        encoders.append((teacher.get_submodule("encoder"), "teacher"))
+    found, away, whole = [], 1 - 1 / gpus, 0
+    # A moving average covers all of the encoder, an optimiser what is trained, once or twice.
+    states = memory["optimiser"] / max(1, memory["gradients"])
+    for encoder, kind in encoders:
+        size = sum(4 * p.numel() for p in encoder.parameters())
+        trained = sum(4 * p.numel() for p in encoder.parameters() if p.requires_grad)
+        memory[kind] -= round(away * size)
+        if encoder is method.encoder:
+            dealt = {"gradients": trained, "optimiser": states * trained, "moving average": size}
+            for name in memory.keys() & dealt.keys():
+                memory[name] -= round(away * dealt[name])
+        # Two pieces are whole at a time: one computes, the next is being gathered; and so is what is in none of them.
+        pieces = [sum(4 * p.numel() for p in piece.parameters()) for piece in pieces_of(encoder)]
+        whole += 2 * max(pieces, default=0) + size - sum(pieces)
+        found.append(size)
+    memory["weights put together"] = whole
+    return found[0], sum(found[1:])
 
 
 def _sizes(method: Method, batch: int, trained: list[nn.Parameter], classes: int, sharded: bool) -> StepSizes:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from longtail.planning.communication import Exchanged, exchanges
+from longtail.planning.communication import GRADIENTS, SHARDS, Exchanged, exchanges
 from longtail.planning.counting import PARTS, StageCount
 from longtail.planning.hardware import Rates
 from longtail.planning.network import Cluster
 
 OVERLAP = 0.7
-"""Share of the backward pass's time in which gradients can be summed over processes. An assumption."""
+"""Share of the time that it lies behind in which an exchange can go on: of the backward pass for sums of gradients, of
+the encoders' time for shards. An assumption."""
 PROGRAM_BYTES = 1.2e9
 """What the program, its libraries and their workspaces take on a device. An assumption."""
 SLACK = 1.1
@@ -101,10 +102,14 @@ def estimate_stage(
     parts = seconds_of(count, rates)
     computing = sum(parts.values())
     exchanged = tuple(exchanges(count.sizes, cluster)) if cluster.gpus > 1 else ()
-    # Gradients are summed while the backward pass goes on; all else is waited for.
-    summing = sum(x.seconds for x in exchanged if x.what == "gradients")
-    hidden = OVERLAP * _BACKWARD * parts.get("student", 0.0)
-    waiting = sum(x.seconds for x in exchanged) - summing + max(0.0, summing - hidden)
+    # Gradients are summed while the backward pass goes on, shards put together while the encoders compute; all else is
+    # waited for.
+    summing = sum(x.seconds for x in exchanged if x.what in GRADIENTS)
+    gathering = sum(x.seconds for x in exchanged if x.what == SHARDS)
+    encoding = parts.get("student", 0.0) + parts.get("teacher", 0.0)
+    behind = OVERLAP * _BACKWARD * parts.get("student", 0.0), OVERLAP * encoding
+    left = max(0.0, summing - behind[0]) + max(0.0, gathering - behind[1])
+    waiting = sum(x.seconds for x in exchanged) - summing - gathering + left
     decoding = count.sizes.batch / cluster.gpus / decoded_a_second
     busy = computing + waiting
     step = busy + decoding if shares_cores else max(busy, decoding)

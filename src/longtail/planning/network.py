@@ -83,6 +83,10 @@ class Cluster:
         sent = size * (self.gpus - 1) / self.gpus
         return self._transfer(sent, sent, size / self._local * (self.nodes - 1) / self.nodes, hops=1)
 
+    def reduce_scatter(self, size: float) -> Transfer:
+        """Return the cost of summing ``size`` bytes over all processes, each being sent an equal part of the sum."""
+        return self.all_gather(size)  # its mirror image
+
     def broadcast(self, size: float) -> Transfer:
         """Return the cost of giving everyone ``size`` bytes that one process holds, each passing it on."""
         several = float(self.gpus > 1)

@@ -80,7 +80,8 @@ def _assumptions(plan: PlannedRun, streamed: bool) -> list[str]:
             f"{machines}; {cluster.inside / 1e9:.4g} GB/s between devices of a machine, {cluster.between / 1e9:.4g} "
             f"between machines, {LINK_SHARE:.0%} of it reached; {INSIDE_LATENCY * 1e6:.0f} and "
             f"{BETWEEN_LATENCY * 1e6:.0f} microseconds a hop; gradients are summed in a ring during {OVERLAP:.0%} of "
-            "the backward pass, all other exchanges are waited for."
+            "the backward pass, shards of weights put together during as much of the encoders' time, all other "
+            "exchanges are waited for."
         )
     if streamed:
         said.append(

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from longtail.data.streaming import default_workers
 from longtail.errors import UserError
+from longtail.exchange import summed
 from longtail.files import load_tensors, save_tensors, write_bytes, write_json
 from longtail.metrics import GROUPS
+from longtail.ranks import Ranks
 from longtail.segmentation.data.mask_set import IGNORE, MaskFiles
 from longtail.segmentation.data.whole import whole_pairs
 from longtail.segmentation.metrics import (
@@ -66,12 +68,18 @@ class DenseEvaluation:
 
 
 def predictions_of(
-    segmenter: Segmenter, files: MaskFiles, device: torch.device, workers: int | None, view: TestView
+    segmenter: Segmenter,
+    files: MaskFiles,
+    device: torch.device,
+    workers: int | None,
+    view: TestView,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield (index, predictions int64, confidence, labels), each ``[H, W]`` on the CPU, of every image in order.
 
     Images of one size that follow each other go through the model together. Where images are brought to a size, the
-    probabilities are brought back (bilinear) to that of the mask, which is the truth as it was drawn.
+    probabilities are brought back (bilinear) to that of the mask, which is the truth as it was drawn. Of several
+    ``ranks`` each takes every so many-th image.
 
     Raises:
         UserError: a file cannot be read, or the model's output for one is not finite.
@@ -92,7 +100,8 @@ def predictions_of(
             yield index, predictions.cpu(), confidence.cpu(), labels
         held.clear()
 
-    for index, image, labels in whole_pairs(files, workers, whole_masks=True):
+    first, step = (0, 1) if ranks is None else (ranks.rank, ranks.world)
+    for index, image, labels in whole_pairs(files, workers, whole_masks=True, first=first, step=step):
         size = (len(held) + 1) * image[0].numel()
         full = bool(held) and (size > _BATCH_PIXELS or size * segmenter.num_classes > _BATCH_VALUES)
         if full or (held and held[0][1].shape != image.shape):
@@ -110,6 +119,7 @@ def evaluate_segmenter(
     workers: int | None = None,
     view: TestView | None = None,
     train_images: int | None = None,
+    ranks: Ranks | None = None,
 ) -> DenseEvaluation:
     """Return what a segmenter does on images with masks.
 
@@ -121,6 +131,7 @@ def evaluate_segmenter(
         workers: processes that decode.
         view: how whole images are looked at; None = once, as they are.
         train_images: all training images; None = as many as hold the most frequent class.
+        ranks: who looks at the images; each takes a share, and all get the figures. None = this process alone.
 
     Raises:
         UserError: there is no pixel to test on, a file cannot be read, or the model's output is not finite.
@@ -130,20 +141,26 @@ def evaluate_segmenter(
     per_image = torch.zeros(tests, 3, classes, dtype=torch.int64)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     outlines = torch.zeros(2, classes, dtype=torch.float64)  # sum of scores, images
-    reliability, tolerances = PixelReliability(), list[int]()
-    by_class: dict[int, PixelReliability] = {}
-    for index, predictions, confidence, labels in predictions_of(segmenter, files, device, workers, view):
+    reliability, tolerances = PixelReliability(), torch.zeros(tests, dtype=torch.int64)
+    by_class = [PixelReliability() for _ in range(classes)]
+    for index, predictions, confidence, labels in predictions_of(segmenter, files, device, workers, view, ranks):
         one = confusion_of(predictions, labels, classes)
         confusion += one
         per_image[index] = regions_of(one)
-        tolerances.append(boundary_tolerance(*labels.shape))
-        scores = boundary_f_scores(predictions, labels, classes, tolerances[-1])
+        tolerances[index] = tolerance = boundary_tolerance(*labels.shape)
+        scores = boundary_f_scores(predictions, labels, classes, tolerance)
         outlines += torch.stack([scores.nan_to_num(), (~scores.isnan()).double()])
         reliability.see(confidence, predictions, labels)
         # Gathered for every class: which are the rarest of the test is known only after the last mask.
         for label in torch.unique(labels[labels != IGNORE]).tolist():
             own = labels == label
-            by_class.setdefault(label, PixelReliability()).see(confidence[own], predictions[own], labels[own])
+            by_class[label].see(confidence[own], predictions[own], labels[own])
+    if ranks is not None and not ranks.alone:  # every image was seen by one process
+        every = torch.stack([each.sums for each in (reliability, *by_class)])
+        for part in (confusion, per_image, tolerances, outlines, every):
+            summed(part)
+        for each, sums in zip((reliability, *by_class), every, strict=True):
+            each.sums = sums
     regions = regions_of(confusion)
     if not int(regions[2].sum()):
         raise UserError(
@@ -181,7 +198,7 @@ def evaluate_segmenter(
         "pixel_accuracy": pixel_accuracy(regions),
         "balanced_accuracy": float(recall.nanmean()),
         "boundary_f": float(boundary.nanmean()),
-        "boundary_tolerance": sorted(tolerances)[len(tolerances) // 2],
+        "boundary_tolerance": int(tolerances.sort().values[tests // 2]),
         "ece": reliability.error(),
         "calibration": reliability.table(),
         "worst_class": {"name": names[worst], "iou": float(iou[worst])},
@@ -218,14 +235,18 @@ def quick_look(
     workers: int | None = None,
     of: str = "test",
     view: TestView | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Return figures for the training curve, named after ``of`` (test or val): mean IoU and mean class recall.
 
-    Every image goes through the model once, whole: as long as an evaluation without scales or windows.
+    Every image goes through the model once, whole: as long as an evaluation without scales or windows. Of several
+    ``ranks`` each looks at a share, and all call this and get the figures.
     """
     confusion = torch.zeros(segmenter.num_classes, segmenter.num_classes, dtype=torch.int64)
-    for _, predictions, _, labels in predictions_of(segmenter, files, device, workers, view or TestView()):
+    for _, predictions, _, labels in predictions_of(segmenter, files, device, workers, view or TestView(), ranks):
         confusion += confusion_of(predictions, labels, segmenter.num_classes)
+    if ranks is not None and not ranks.alone:
+        summed(confusion)
     regions = regions_of(confusion)
     found = {"miou": mean_iou(regions), "balanced_accuracy": recall_of(regions).nanmean()}
     return {f"{of}_{name}": 0.0 if value.isnan() else float(value) for name, value in found.items()}

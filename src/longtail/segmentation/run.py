@@ -13,7 +13,7 @@ import torch
 
 from longtail.config import TrainConfig, get_option, replace_options, resolved
 from longtail.data.counts import imbalance_factor
-from longtail.data.shares import check_divides
+from longtail.data.shares import WHOLE, Share
 from longtail.data.streaming import default_workers
 from longtail.errors import UserError
 from longtail.ranks import Ranks
@@ -39,14 +39,14 @@ from longtail.segmentation.methods import DenseContext, DenseMethod, get_dense_m
 from longtail.segmentation.models import Segmenter, TestView
 from longtail.segmentation.report import write_dense_gallery, write_dense_report
 from longtail.segmentation.result import DenseResult
-from longtail.training.checkpoint import CheckpointFolder, MetricsLog
 from longtail.training.guard import StopRequest
+from longtail.training.job import agreed_config
 from longtail.training.loop import StageRun
 from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
-from longtail.training.run_folder import RunFolder, check_same_options, write_data_record
+from longtail.training.run_folder import RunFolder, WatchedFolder, check_same_options, write_data_record
 from longtail.training.stage_job import StageJob
-from longtail.training.stages import previous_model, restored_state, run_identity
+from longtail.training.stages import previous_model, records_of, run_identity
 from longtail.training.tracking import Tracking
 
 
@@ -108,41 +108,32 @@ def train_dense(
     Raises:
         UserError, Interrupted, Diverged: as ``longtail.train``.
     """
-    if ranks is not None and not ranks.alone:
-        raise UserError(
-            f"--task segmentation trains in one process so far, and {ranks.world} were started; leave out torchrun, or "
-            "give it --nproc-per-node=1."
-        )
+    ranks = ranks or Ranks()
     out = Path(str(config.out))
-    resumed = resume and (out / "config.yaml").exists()
-    splits = read_masks(config, say)
-    notes: list[str] = []
-    if resumed:
-        given = {key: value for key, value in given.items() if (key, value) != ("precision", "fastest")}
-        asked, _ = resolve_dense(replace_options(config, given), splits)
-        check_same_options(config, {key: get_option(asked, key) for key in given}, out)
-    else:
-        config, notes = resolve_dense(config, splits)
-        config, weight_notes = choose_dense_weights(config)
-        notes += weight_notes
-        get_dense_method(config.method).check(config, splits.train)
-    check_divides(resolved(config.batch_size), 1, config.optimiser.accumulate)
+    resumed = ranks.share(resume and (out / "config.yaml").exists())
+    with ranks.main_first():  # what it found out of the files, or fetched, the others find
+        config, splits, notes = _choose(config, given, resumed, say)
+    config = agreed_config(config, splits, ranks)
     _tell(config, splits, notes, given, say)
     teacher = config.teacher.run
     if overwrite and teacher is not None and Path(teacher).resolve().is_relative_to(out.resolve()):
         raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
-    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    folder = RunFolder(out, resume=resume, overwrite=overwrite) if ranks.is_main else WatchedFolder(out)
     try:
-        if not folder.is_begun:
+        if ranks.is_main and not folder.is_begun:
             if not folder.holds_run:
                 folder.write_config(config)
             write_data_record(folder.path, splits, notes, splits.train.fingerprint())
-        if ranks is not None:
-            folder.note_job(config, ranks)
-        with Tracking(config, folder.path, say) as tracking:
-            evaluation = run_dense_stages(config, splits, folder, say, tracking.update)
-            write_dense_report(folder.path)
-            tracking.finish(evaluation)
+        folder.note_job(config.seed, ranks)
+        ranks.barrier()
+        if ranks.is_main:
+            with Tracking(config, folder.path, say) as tracking:
+                evaluation = run_dense_stages(config, splits, folder, say, tracking.update, ranks)
+                write_dense_report(folder.path)
+                tracking.finish(evaluation)
+        else:
+            evaluation = run_dense_stages(config, splits, folder, say, ranks=ranks)
+        ranks.barrier()
     finally:
         folder.close()
     say.say(dense_summary(evaluation))
@@ -151,6 +142,22 @@ def train_dense(
     result = DenseResult(folder.path, evaluation)
     say.say(f"report: {result.report}")
     return result
+
+
+def _choose(
+    config: TrainConfig, given: dict[str, Any], resumed: bool, say: ProgressReporter
+) -> tuple[TrainConfig, MaskSplits, list[str]]:
+    """Read the masks and fill in what is open; refuse, before anything is written, what cannot be trained."""
+    splits = read_masks(config, say)
+    if resumed:
+        given = {key: value for key, value in given.items() if (key, value) != ("precision", "fastest")}
+        asked, _ = resolve_dense(replace_options(config, given), splits)
+        check_same_options(config, {key: get_option(asked, key) for key in given}, Path(str(config.out)))
+        return config, splits, []
+    config, notes = resolve_dense(config, splits)
+    config, weight_notes = choose_dense_weights(config)
+    get_dense_method(config.method).check(config, splits.train)
+    return config, splits, [*notes, *weight_notes]
 
 
 def _tell(
@@ -179,57 +186,59 @@ def run_dense_stages(
     folder: RunFolder,
     progress: ProgressReporter,
     follow: Callable[[], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train every stage that is not finished yet, write model and evaluation, and return the evaluation.
 
-    ``follow`` is called whenever ``metrics.jsonl`` has changed.
+    ``follow`` is called whenever ``metrics.jsonl`` has changed. Of several ``ranks`` all call this, each with the same
+    data; the first writes.
 
     Raises:
         Interrupted, Diverged: see :class:`longtail.training.loop.StageRun`; the state is written.
         UserError: a checkpoint does not fit.
     """
     device, workers = torch.device(config.device), config.loading.workers
-    # Epochs are looked at through the test's windows, which memory may need, but once: scales and mirror cost time.
-    look_view = replace(test_view(config), scales=(1.0,), mirror=False)
     stages = get_dense_method(config.method).stages(config, config.method)
-    checkpoints = CheckpointFolder(folder.path / "resume")
+    ranks = ranks or Ranks()
     identity = run_identity(splits, stages, folder.path)
-    restored = restored_state(checkpoints, identity, folder.path)
-    log = MetricsLog(folder.path / "metrics.jsonl", restored[1]["log_length"] if restored else 0, follow)
+    checkpoints, log, restored = records_of(folder.path, identity, ranks, follow)
+    share = Share(ranks.rank, ranks.world, config.optimiser.accumulate)
     plan = [PlannedStage(stage.name, stage.epochs, get_dense_method(stage.method).passes) for stage in stages]
     progress.plan(str(folder.path), folder.path / "report.html", plan)
     mean, std = tuple(resolved(config.source.mean)), tuple(resolved(config.source.std))
     shown, held = shown_pixels(splits.train, geometry_of(config), config.seed)
     seen = seen_more_often(shown, held)
+    # Epochs are looked at through the test's windows, which memory may need, but once: scales and mirror cost time.
+    look_view = replace(test_view(config), scales=(1.0,), mirror=False)
+    look = partial(quick_look, view=look_view, device=device, workers=workers, ranks=ranks)
     finished: dict[str, Segmenter] = {}
     evaluation: dict[str, Any] = {}
     with StopRequest() as stop:
+        ranks.stopped = lambda: stop.received is not None
         for number, stage in enumerate(stages):
             target = folder.path if stage is stages[-1] else folder.path / stage.name
             if restored is not None and restored[1]["stage"] > number:
                 finished[stage.name] = Segmenter.load(target)
                 continue
-            previous = previous_model(stage, finished, folder.path, restored is not None, Segmenter)
+            with ranks.main_first():
+                previous = previous_model(stage, finished, folder.path, restored is not None, Segmenter)
             context = DenseContext(config, stage, splits.train, mean, std, previous, restored is not None, shown, seen)
             job = StageJob(
                 config=config,
                 stage=stage,
                 build_method=partial(get_dense_method(stage.method).build, context),
-                build_loader=partial(build_mask_loader, context=context, device=device),
+                build_loader=partial(build_mask_loader, context=context, device=device, share=share),
                 number=number,
                 device=device,
                 checkpoints=checkpoints,
                 log=log,
                 progress=progress,
                 stop=stop,
-                look=partial(quick_look, files=splits.test, view=look_view, device=device, workers=workers, of="test"),
-                validate=None
-                if splits.validation is None
-                else partial(
-                    quick_look, files=splits.validation, view=look_view, device=device, workers=workers, of="val"
-                ),
+                look=partial(look, files=splits.test, of="test"),
+                validate=None if splits.validation is None else partial(look, files=splits.validation, of="val"),
                 identity=identity,
                 figure="val_miou",
+                ranks=ranks,
             )
             began = time.monotonic()
             progress.note(f"preparing {stage.name}")
@@ -241,23 +250,29 @@ def run_dense_stages(
                 finally:
                     folder.note_seconds(stage.name, time.monotonic() - began, device)
             assert isinstance(trained, Segmenter)
-            trained.save(target)
+            if ranks.is_main:
+                trained.save(target)
+            ranks.barrier()
             # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
             segmenter = finished[stage.name] = Segmenter.load(target)
             progress.note(f"evaluating {stage.name}")
             view = test_view(config)
             evaluated = evaluate_segmenter(
-                segmenter, splits.test, device, config.segmentation, workers, view, len(splits.train)
+                segmenter, splits.test, device, config.segmentation, workers, view, len(splits.train), ranks
             )
+            evaluation = evaluated.figures
+            if not ranks.is_main:
+                continue
             evaluated.figures["selection"] = run.best.record if run.best is not None else "last"
             if stage is stages[-1]:
                 write_dense_gallery(target, segmenter, evaluated, splits.test, view)
             write_dense_evaluation(target, evaluated)
-            evaluation = evaluated.figures
     return evaluation
 
 
-def build_mask_loader(method: DenseMethod, seed: int, context: DenseContext, device: torch.device) -> MaskLoader:
+def build_mask_loader(
+    method: DenseMethod, seed: int, context: DenseContext, device: torch.device, share: Share = WHOLE
+) -> MaskLoader:
     """Return what gives the batches of a stage: crops with their masks, ``method``'s views of each."""
     config = context.config
     workers = config.loading.workers
@@ -275,4 +290,5 @@ def build_mask_loader(method: DenseMethod, seed: int, context: DenseContext, dev
         prefetch=config.loading.prefetch,
         fetched=method.fetched_views,
         resident=bool(config.loading.resident),
+        share=share,
     )

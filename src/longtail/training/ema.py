@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from longtail.exchange import held
 from longtail.memory.teacher import ramped_decay
 
 
@@ -17,7 +18,7 @@ class MovingAverage(nn.Module):
     The decay starts low and rises (:func:`longtail.memory.teacher.ramped_decay`).
 
     Args:
-        modules: what is averaged.
+        modules: what is averaged; of sharded weights each process averages its own part.
         decay: of the average, in [0, 1).
     """
 
@@ -26,10 +27,16 @@ class MovingAverage(nn.Module):
     def __init__(self, modules: nn.ModuleList, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        self._live = [*modules.parameters(), *modules.buffers()]
+        self._averaged = [*modules.parameters(), *modules.buffers()]
+        self._live = [held(value) for value in self._averaged]
         for index, value in enumerate(self._live):
             self.register_buffer(f"value_{index}", value.detach().clone())
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def averaged(self) -> Mapping[str, Tensor]:
+        """What each entry of ``state_dict()`` is the average of."""
+        return {f"value_{index}": value for index, value in enumerate(self._averaged)}
 
     @property
     def _average(self) -> list[Tensor]:

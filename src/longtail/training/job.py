@@ -7,19 +7,48 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 import longtail
 from longtail.config import TrainConfig, resolved
-from longtail.data import DataSplits
 from longtail.data.keyed import derive_seed
 from longtail.data.shares import check_divides
 from longtail.errors import UserError
 from longtail.files import read_json
 from longtail.options import make_config, parse_values
 from longtail.ranks import Ranks
+
+
+class Samples(Protocol):
+    """A training, validation or test set: of images, or of images with masks."""
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Images, or pixels, of each class."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """What tells it from another."""
+
+
+class Splits(Protocol):
+    """What a run is on."""
+
+    @property
+    def train(self) -> Samples:
+        """To train on."""
+
+    @property
+    def validation(self) -> Samples | None:
+        """To choose by."""
+
+    @property
+    def test(self) -> Samples:
+        """To test on."""
 
 
 def check_processes(ranks: Ranks, given: Mapping[str, Any]) -> None:
@@ -35,7 +64,7 @@ def check_processes(ranks: Ranks, given: Mapping[str, Any]) -> None:
     ranks.check_same({f"--{key}": str(value) for key, value in given.items()}, "start all with the same command")
 
 
-def agreed_config(config: TrainConfig, data: DataSplits, ranks: Ranks) -> TrainConfig:
+def agreed_config(config: TrainConfig, data: Splits, ranks: Ranks) -> TrainConfig:
     """Return the first process's options, which were chosen by its memory and its timings; one process keeps its own.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -35,6 +36,7 @@ from longtail.training.selection import BestEpoch
 from longtail.training.stage_job import StageJob, StepLoader
 from longtail.training.step import TrainingStep
 from longtail.training.step_record import BadSteps, EpochSums
+from longtail.training.weights import ShardedWeights, Weights, WholeWeights, all_held
 from longtail.training.whole_batch import SharedLoader
 
 _LOOK_SECONDS = 2.0
@@ -56,8 +58,14 @@ class StageRun:
         self.job, self.config, self.stage = job, config, stage
         self.seed = derive_seed(config.seed, stage.name)
         seed_torch(derive_seed(self.seed, "init"), job.device)
-        # Channels last: the same figures in less time (benchmarks/step.py).
-        self.method: Trainable = job.build_method().to(job.device).to(memory_format=torch.channels_last)
+        self.method: Trainable = job.build_method()
+        self.weights: Weights
+        if config.optimiser.shard and not job.ranks.alone:
+            self.weights = ShardedWeights(self.method, job.ranks, job.device, config.precision == "bfloat16")
+        else:
+            # Channels last: the same figures in less time (benchmarks/step.py).
+            self.method.to(job.device).to(memory_format=torch.channels_last)
+            self.weights = WholeWeights(self.method)
         self.method.train()
         parts = config.optimiser.accumulate
         loader = job.build_loader(self.method, self.seed)
@@ -66,7 +74,8 @@ class StageRun:
         if notice is not None:
             job.progress.say(notice)
         groups = parameter_groups(self.method, config.tune)
-        self.optimiser = build_optimiser(groups, config.optimiser, job.device)
+        self._parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        self.optimiser = build_optimiser(groups, config.optimiser, job.device, self.weights)
         deployed = nn.ModuleList([self.method.encoder, self.method.head])
         # What takes no step has no course to average or to choose from.
         decay = config.optimiser.ema if stage.epochs else None
@@ -85,6 +94,7 @@ class StageRun:
             first=self.step,
             ranks=job.ranks,
             parts=parts,
+            weights=self.weights,
         )
         self.take_step = self._maybe_captured(self.training_step)
         self._saved_at = self._looked_at = time.monotonic()
@@ -148,10 +158,11 @@ class StageRun:
             return self.deployable()
         # Closed-form fits see the best weights, which the classifier shares with the method. Of an encoder tuned by
         # lora it is a merged copy, and the best one holds merged weights likewise.
-        classifier = self.method.classifier()
-        classifier.load_state_dict(self.best.classifier.state_dict())
-        self.method.finish()
-        return copy.deepcopy(classifier).eval()
+        with self.weights.whole():
+            classifier = self.method.classifier()
+            classifier.load_state_dict(self.best.classifier.state_dict())
+            self.method.finish()
+            return copy.deepcopy(classifier).eval()
 
     def _stop_if_asked(self, epoch: int) -> None:
         if self.job.stop.received is not None:
@@ -235,7 +246,7 @@ class StageRun:
 
     def deployable(self) -> nn.Module:
         """Return a copy of the classifier as it would be deployed now: of the moving average, if there is one."""
-        with self.average.applied() if self.average is not None else nullcontext():
+        with self.average.applied() if self.average is not None else nullcontext(), self.weights.whole():
             return copy.deepcopy(self.method.classifier()).eval()
 
     def _set_learning_rate(self) -> float:
@@ -253,17 +264,21 @@ class StageRun:
         set_rate(self.optimiser, rate)
         return rate
 
+    def _optimised(self, state: Iterable[str]) -> dict[str, Tensor]:
+        """Return the parameter that each entry of an optimiser's state (``index.name``) belongs to."""
+        return {key: self._parameters[int(key.partition(".")[0])] for key in state}
+
     def save(self) -> None:
         """Write the whole state."""
         tensors, numbers = optimiser_state(self.optimiser)
-        sums = self.training_step.sums
+        sums, gathered = self.training_step.sums, self.weights.gathered
         state = {
-            **prefixed("method", whole_state(self.method)),
-            **prefixed("optimiser", tensors),
+            **prefixed("method", gathered(whole_state(self.method), self.method.state_dict())),
+            **prefixed("optimiser", gathered(tensors, self._optimised(tensors))),
             **prefixed("sums", sums.tensors()),
         }
         if self.average is not None:
-            state.update(prefixed("average", self.average.state_dict()))
+            state.update(prefixed("average", gathered(self.average.state_dict(), self.average.averaged)))
         if self.best is not None:
             state.update(self.best.tensors())
         meta = {
@@ -279,10 +294,13 @@ class StageRun:
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         what = f"the state in {self.job.checkpoints.folder}"
-        load_module(self.method, own_share(self.method, part(tensors, "method")), what)
-        restore_optimiser(self.optimiser, part(tensors, "optimiser"), meta["optimiser"])
+        dealt = self.weights.dealt
+        load_module(self.method, dealt(own_share(self.method, part(tensors, "method")), self.method.state_dict()), what)
+        moments = part(tensors, "optimiser")
+        restore_optimiser(self.optimiser, all_held(dealt(moments, self._optimised(moments))), meta["optimiser"])
         if self.average is not None:
-            load_module(self.average, part(tensors, "average"), what)
+            average = dealt(part(tensors, "average"), self.average.averaged)
+            load_module(self.average, all_held(average), what)
         if self.best is not None:
             self.best.restore(tensors, meta["best"], self.deployable(), what)
         self.training_step.sums = EpochSums.restored(

@@ -12,6 +12,7 @@ from longtail.methods import Trainable
 from longtail.models import layer_depths
 from longtail.option_groups import OptimiserOptions, TuneOptions
 from longtail.training.capture import can_capture
+from longtail.training.weights import Weights
 
 
 def parameter_groups(method: Trainable, tune: TuneOptions) -> list[dict[str, Any]]:
@@ -48,12 +49,20 @@ def parameter_groups(method: Trainable, tune: TuneOptions) -> list[dict[str, Any
 
 
 def build_optimiser(
-    groups: list[dict[str, Any]], options: OptimiserOptions, device: torch.device
+    groups: list[dict[str, Any]], options: OptimiserOptions, device: torch.device, weights: Weights | None = None
 ) -> torch.optim.Optimizer:
     """Return the optimiser of a method's parameter groups; the learning rate is set before every step.
 
     Fused: one pass over the parameters instead of one for each arithmetic operation, with the same result.
+
+    Args:
+        groups: of :func:`parameter_groups`.
+        options: which optimiser.
+        device: where the training runs.
+        weights: of the method, so that of a sharded one each process trains its part; None = all are here.
     """
+    if weights is not None:
+        groups = [{**group, "params": [weights.here(p) for p in group["params"]]} for group in groups]
     decay = resolved(options.weight_decay)
     optimiser: torch.optim.Optimizer
     if options.name == "adamw":

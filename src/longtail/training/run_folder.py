@@ -110,15 +110,15 @@ class RunFolder:
         """Write the resolved options."""
         write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
 
-    def note_job(self, config: TrainConfig, ranks: Ranks) -> None:
+    def note_job(self, seed: int, ranks: Ranks) -> None:
         """Note in ``environment.json`` which job trains here from now on, by how many processes, and their seeds.
 
         From its seed a process draws what layers of the encoder draw (dropout): all else follows from the batch.
-        Without a launcher nothing is noted.
+        Nothing is noted of a process that no launcher started.
         """
         if not ranks.job:
             return
-        seeds = [derive_seed(config.seed, "rank", rank) for rank in range(ranks.world)]
+        seeds = [derive_seed(seed, "rank", rank) for rank in range(ranks.world)]
         path = self.path / "environment.json"
         record = read_json(path) if path.exists() else {}
         record["ranks"] = {"job": ranks.job, "world": ranks.world, "seeds": seeds, "restarts": ranks.restarts}
@@ -148,7 +148,7 @@ class WatchedFolder(RunFolder):
     def write_config(self, config: TrainConfig) -> None:
         """Nothing."""
 
-    def note_job(self, config: TrainConfig, ranks: Ranks) -> None:
+    def note_job(self, seed: int, ranks: Ranks) -> None:
         """Nothing."""
 
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:

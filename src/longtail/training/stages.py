@@ -29,7 +29,7 @@ from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, config_digest
 from longtail.training.shortlists import with_shortlists
-from longtail.training.stage_job import StageJob
+from longtail.training.stage_job import Records, StageJob
 from longtail.training.zero_shot import TextHeads, evaluate_zero_shot, with_zero_shot, zero_shot_line
 
 _Model = TypeVar("_Model", bound=Any)
@@ -73,6 +73,25 @@ def restored_state(
     return restored
 
 
+def records_of(
+    path: Path, identity: dict[str, Any], ranks: Ranks, follow: Callable[[], None] | None
+) -> tuple[CheckpointFolder, Records, tuple[dict[str, Tensor], dict[str, Any]] | None]:
+    """Return where states and figures of the run in ``path`` go, and the state that it goes on from (None = none).
+
+    The first of ``ranks`` writes; ``follow`` is called whenever its ``metrics.jsonl`` has changed.
+
+    Raises:
+        UserError: the state belongs to other options or data, or not all processes see the same one.
+    """
+    checkpoints = (CheckpointFolder if ranks.is_main else NoCheckpoints)(path / "resume")
+    restored = restored_state(checkpoints, identity, path)
+    done = None if restored is None else [restored[1]["stage"], restored[1]["step"]]
+    ranks.check_same({"saved state": done}, "all processes must see the same --out folder")
+    length = restored[1]["log_length"] if restored else 0
+    log = MetricsLog(path / "metrics.jsonl", length, follow) if ranks.is_main else NoLog()
+    return checkpoints, log, restored
+
+
 def previous_model(
     stage: Stage, finished: Mapping[str, _Model], folder: Path, resumed: bool, kind: type[_Model]
 ) -> _Model | None:
@@ -112,13 +131,8 @@ def run_stages(
     device = torch.device(config.device)
     ranks = ranks or Ranks()
     stages = plan_stages(config)
-    checkpoints = (CheckpointFolder if ranks.is_main else NoCheckpoints)(folder.path / "resume")
     identity = run_identity(data, stages, folder.path)
-    restored = restored_state(checkpoints, identity, folder.path)
-    done = None if restored is None else [restored[1]["stage"], restored[1]["step"]]
-    ranks.check_same({"saved state": done}, "all processes must see the same --out folder")
-    length = restored[1]["log_length"] if restored else 0
-    log = MetricsLog(folder.path / "metrics.jsonl", length, follow) if ranks.is_main else NoLog()
+    checkpoints, log, restored = records_of(folder.path, identity, ranks, follow)
     share = Share(ranks.rank, ranks.world, config.optimiser.accumulate)
     workers = config.loading.workers
 

@@ -22,6 +22,7 @@ from longtail.training.ema import MovingAverage
 from longtail.training.guard import NormStatistics
 from longtail.training.optimisers import step_unless
 from longtail.training.step_record import EpochSums, StepGuard
+from longtail.training.weights import Weights, WholeWeights
 from longtail.training.whole_batch import agreed, micro_batches, spread
 
 
@@ -40,6 +41,7 @@ class TrainingStep:
         ranks: who trains together; None = this process alone.
         parts: micro-batches of a step, whose losses count alike. The memory takes in the whole batch before the first
             of them; what a loss compares within a batch, and batch normalisation, see one of them at a time.
+        weights: of the method; None = all of them are here.
 
     Attributes:
         sums: losses and readings of the present epoch.
@@ -58,9 +60,11 @@ class TrainingStep:
         first: int = 0,
         ranks: Ranks | None = None,
         parts: int = 1,
+        weights: Weights | None = None,
     ) -> None:
         self.ranks, self.parts = ranks or Ranks(), parts
-        self._losses_of = spread(method, self.ranks, device)
+        self._weights = weights or WholeWeights(method)
+        self._losses_of = spread(method, self.ranks, device, self._weights)
         self.method, self.optimiser, self.average = method, optimiser, average
         self.device, self.bfloat16, self.clip_norm, self.sharpness = device, bfloat16, clip_norm, sharpness
         self.sums, self.guard = EpochSums(), StepGuard(first, device)
@@ -114,8 +118,8 @@ class TrainingStep:
 
     def _gradient(self) -> tuple[list[nn.Parameter], Tensor]:
         """Return the parameters that have a gradient, and the L2 norm of all of it."""
-        trained = [p for p in self.method.parameters() if p.grad is not None]
-        return trained, nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        trained = self._weights.trained()
+        return trained, self._weights.norm(trained)
 
     @torch.no_grad()
     def _from_the_worst_place_near(

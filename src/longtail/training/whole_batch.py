@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +23,10 @@ from longtail.methods import Trainable
 from longtail.models.joint_norm import join_batch_norm
 from longtail.ranks import Ranks
 from longtail.training.random_numbers import seed_torch
-
-_ENCODERS = ("encoder", "teacher.encoder")
-"""Modules of a method whose outputs are gathered, where it has them."""
+from longtail.training.weights import ENCODERS, ShardedWeights, Weights
 
 
-def spread(method: Trainable, ranks: Ranks, device: torch.device) -> Callable[..., dict[str, Tensor]]:
+def spread(method: Trainable, ranks: Ranks, device: torch.device, weights: Weights) -> Callable[..., dict[str, Tensor]]:
     """Prepare ``method`` for training by all of ``ranks`` and return what a step calls for its losses.
 
     Names and shapes of its state stay: a state is the same for any number of processes.
@@ -37,15 +35,16 @@ def spread(method: Trainable, ranks: Ranks, device: torch.device) -> Callable[..
         method: on its device, in training mode, as it is in every process.
         ranks: who trains.
         device: where.
+        weights: of the method.
     """
     if ranks.alone:
         return method
     join_batch_norm(method.encoder)
     for name, module in method.named_modules():
-        if name in _ENCODERS:
+        if name in ENCODERS:
             _gather_output(module, ranks, device)
-    if not any(parameter.requires_grad for parameter in method.parameters()):
-        return method
+    if isinstance(weights, ShardedWeights) or not any(parameter.requires_grad for parameter in method.parameters()):
+        return method  # sharded weights average their gradient themselves
     # Unused parameters are looked for at every step: some have no gradient (a view or a loss of weight 0), and buckets
     # that are never rearranged sum in the same order after a restart as before.
     with warnings.catch_warnings():
@@ -65,13 +64,13 @@ def _gather_output(encoder: nn.Module, ranks: Ranks, device: torch.device) -> No
             common = int(torch.randint(2**62, ()))
             seed_torch(derive_seed(ranks.seed, "encoder", common), device)
 
-    def gather(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def gather(module: nn.Module, inputs: Any, output: Any) -> Any:
         if id(module) != watched:
             return output
         if kept:
             kept.pop()()
             torch.randint(2**62, ())  # a second pass draws others
-        return gather_rows(output)
+        return tuple(map(gather_rows, output)) if isinstance(output, tuple) else gather_rows(output)
 
     encoder.register_forward_pre_hook(own_numbers)
     encoder.register_forward_hook(gather)
@@ -95,7 +94,8 @@ class SharedLoader:
     """A loader whose batches and fetched views are this process's share; it keeps the exchange told of the rows.
 
     Args:
-        loader: makes this process's share of every batch.
+        loader: makes this process's share of every batch; if its ``makes_labels`` is true, of the labels too, and what
+            it fetches is then a batch.
         ranks: who trains.
         parts: micro-batches of a step.
     """
@@ -110,7 +110,7 @@ class SharedLoader:
         """Return this process's share of a batch."""
         batch = self._loader.load(epoch, step)
         set_rows([self._loader.batch_size // (self._ranks.world * self._parts)] * self._ranks.world)
-        return batch
+        return self._with_rows_of_all(batch, ("labels",))
 
     def fetch(self, view: str, ids: Tensor, rounds: Tensor) -> Any:
         """Return this process's slice of a view outside any epoch; what is encoded of it is whole again.
@@ -123,7 +123,13 @@ class SharedLoader:
         if sizes[-1]:
             own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
             ids, rounds = ids[own], rounds[own]
-        return self._loader.fetch(view, ids, rounds)
+        return self._with_rows_of_all(self._loader.fetch(view, ids, rounds), ("labels", "ids", "keys"))
+
+    def _with_rows_of_all(self, batch: Any, names: Sequence[str]) -> Any:
+        """Return ``batch``; where its labels are masks, which are made with the views, those of all processes."""
+        if not getattr(self._loader, "makes_labels", False):
+            return batch
+        return dataclasses.replace(batch, **{name: gather_rows(getattr(batch, name)) for name in names})
 
     def close(self) -> None:
         """End the loader; from now on everyone works alone."""

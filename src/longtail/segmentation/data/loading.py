@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from longtail.data.batch_augment import normalise
 from longtail.data.loading import keep_freed_memory
 from longtail.data.samplers import epoch_order
+from longtail.data.shares import WHOLE, Share
 from longtail.data.streaming import stream
 from longtail.data.views import images_at_a_time
 from longtail.errors import UserError
@@ -89,10 +90,12 @@ class _Files:
 
 
 class _TrainingSteps(Dataset[Any]):
-    """Item (epoch, step): ids, labels and views of that batch, or the sentence that says why there are none."""
+    """Item (epoch, step): ids of that batch, labels and views of its share, or the sentence that says why not."""
 
-    def __init__(self, cropper: _Cropper, size: int, batch_size: int, recipes: dict[str, str]) -> None:
-        self.cropper, self.size, self.batch_size, self.recipes = cropper, size, batch_size, recipes
+    def __init__(
+        self, cropper: _Cropper, size: int, batch_size: int, recipes: dict[str, str], share: Share = WHOLE
+    ) -> None:
+        self.cropper, self.size, self.batch_size, self.recipes, self.share = cropper, size, batch_size, recipes, share
         self._order: tuple[int, Tensor] | None = None
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor, dict[str, Tensor]] | str:
@@ -100,12 +103,12 @@ class _TrainingSteps(Dataset[Any]):
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_order(self.size, self.cropper.seed, epoch)
         ids = self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
+        own, seed = self.share.of(ids, self.batch_size), self.cropper.seed
         try:
-            crops = self.cropper(ids, epoch)
+            crops = self.cropper(own, epoch)
         except UserError as error:
             return str(error)
-        seed = self.cropper.seed
-        views = {name: _coloured(crops.images, recipe, ids, seed, epoch, name) for name, recipe in self.recipes.items()}
+        views = {name: _coloured(crops.images, recipe, own, seed, epoch, name) for name, recipe in self.recipes.items()}
         return ids, crops.labels, views
 
 
@@ -135,9 +138,11 @@ class MaskLoader:
         prefetch: batches that each worker prepares ahead.
         fetched: views that no batch holds, but that ``fetch`` may be asked for.
         resident: decode every file now and keep the pixels (see ``fits_in_memory``), or decode anew for every batch.
+        share: of every batch, whose views and labels this process makes; ids and keys are those of all of it.
 
     Attributes:
         labels: int64 ``[N, C]``, pixels of each class in each image, on the device.
+        makes_labels: those of a batch come with its views, so that a process that makes a share of these has no others.
         steps_per_epoch: batches an epoch.
 
     Raises:
@@ -161,6 +166,7 @@ class MaskLoader:
         prefetch: int = 4,
         fetched: dict[str, str] | None = None,
         resident: bool = False,
+        share: Share = WHOLE,
     ) -> None:
         if not 1 <= batch_size <= len(files):
             raise ValueError(f"batch_size {batch_size} does not fit a training set of {len(files)} images")
@@ -171,12 +177,14 @@ class MaskLoader:
         self.mean, self.std, self.workers, self.prefetch = mean, std, workers, prefetch
         self.labels = files.pixels.to(device)
         self.steps_per_epoch = len(files) // batch_size
-        self._on_device = device.type != "cpu"
+        self._on_device, self._share = device.type != "cpu", share
         keep_freed_memory()
         read: PairSource = ResidentPairs(files, workers).__getitem__ if resident else _Files(files)
         self._cropper = _Cropper(files, read, geometry, tuple(round(255 * value) for value in mean), seed)
         self._steps: Iterator[Any] | None = None
         self._next: tuple[int, int] | None = None
+
+    makes_labels = True
 
     def load(self, epoch: int, step: int) -> DenseBatch:
         """Return batch ``step`` (0-based) of ``epoch``, with every view; fastest in order.
@@ -188,7 +196,7 @@ class MaskLoader:
             self.close()
             # Beside an accelerator one copy of the crops is sent there, and each view is made of it.
             recipes = {"": "none"} if self._on_device else self.views
-            items = _TrainingSteps(self._cropper, len(self.files), self.batch_size, recipes)
+            items = _TrainingSteps(self._cropper, len(self.files), self.batch_size, recipes, self._share)
             self._steps = stream(items, self._places(epoch, step), self.workers, self.prefetch, self._on_device)
         ids, labels, views = next(self._steps)
         self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
@@ -196,7 +204,8 @@ class MaskLoader:
         ids, labels = ids.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         if self._on_device:
             crops = views[""].to(device, non_blocking=True)
-            views = {n: _coloured(crops, recipe, ids, self.seed, epoch, n) for n, recipe in self.views.items()}
+            own = self._share.of(ids, self.batch_size)
+            views = {n: _coloured(crops, recipe, own, self.seed, epoch, n) for n, recipe in self.views.items()}
         return self._batch(views, labels, ids, ids + epoch * len(self.files))
 
     def _places(self, epoch: int, step: int) -> list[tuple[int, int]]:

@@ -28,9 +28,11 @@ class _Pairs(Dataset[Any]):
 
 
 def whole_pairs(
-    files: MaskFiles, workers: int = 0, prefetch: int = 4, whole_masks: bool = False
+    files: MaskFiles, workers: int = 0, prefetch: int = 4, whole_masks: bool = False, first: int = 0, step: int = 1
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (index, image uint8 ``[3, H, W]``, labels int16 ``[H, W]``) of every file, in order.
+
+    Or of every ``step``-th from ``first`` on.
 
     Sizes may differ from image to image; with ``whole_masks`` masks stay at their own size, whatever ``files.size`` is.
     With ``workers`` (0 = none) processes decode, each ``prefetch`` images ahead; an image then lies in memory shared
@@ -39,7 +41,8 @@ def whole_pairs(
     Raises:
         UserError: a file cannot be read.
     """
-    places = [(index, index + 1) for index in range(len(files))]
+    indices = range(first, len(files), step)
+    places = [(index, index + 1) for index in indices]
     pairs = stream(_Pairs(files, whole_masks), places, min(workers, len(places)), prefetch, advice="use fewer workers")
-    for index, (image, labels) in enumerate(pairs):
+    for index, (image, labels) in zip(indices, pairs, strict=True):
         yield index, image, labels

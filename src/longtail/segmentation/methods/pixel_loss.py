@@ -70,7 +70,7 @@ class PixelMethod(DenseMethod):
         images = batch.views["classifier"]
         if self.context.regions is None:
             return self.encoder(images), None
-        maps, coarse = self.encoder.forward_with_auxiliary(images)  # type: ignore[operator]
+        maps, coarse = self.encoder(images, auxiliary=True)
         return maps, coarse
 
     def of_maps(self, maps: Tensor, coarse: Tensor | None, batch: DenseBatch) -> dict[str, Tensor]:

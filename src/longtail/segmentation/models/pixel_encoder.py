@@ -34,17 +34,18 @@ class PixelEncoder(nn.Module):
         self.feature_dim = decoder.width
         self.stride = STRIDE
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features."""
+    def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the features; with ``auxiliary`` also the coarse logits ``[B, regions, h, w]`` of the decoder ``ocr``.
+
+        Raises:
+            ValueError: ``auxiliary`` is asked of another decoder, which has none.
+        """
+        if auxiliary:
+            return self._with_auxiliary(images)
         padded = _padded(images)
         return _cut(self.decoder(padded, self.backbone(padded)), images)
 
-    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features and the coarse logits ``[B, regions, h, w]`` of the decoder ``ocr``.
-
-        Raises:
-            ValueError: of another decoder, which has none.
-        """
+    def _with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
         layers = self.decoder.layers
         if not isinstance(layers, OCRDecoder):
             raise ValueError(f"the decoder {self.decoder.name} has no coarse logits, only ocr has.")
