@@ -186,6 +186,10 @@ def test_differences_are_refused_with_what_differs(make_photos, tmp_path):
     assert {kind for kind, _ in kinds} == {"UserError"}
     assert kinds[0][1].startswith("process 1 of 2 has another number of "), kinds
     assert kinds[0][1].endswith("; give every machine the same data.")
+    make_photos(tmp_path / "fewer" / "images", {"a": 20, "b": 15})
+    kinds = in_processes(2, other_data, tmp_path, ("mine", "fewer"), tmp_path / "run")
+    assert kinds[0] == kinds[1]
+    assert kinds[0][1].startswith("process 1 of 2 has another number of classes than process 0 (2, not 3); give"), kinds
     kinds = in_processes(2, other_options, tmp_path / "mine" / "images", tmp_path / "run")
     assert kinds[0] == kinds[1]
     assert kinds[0][1] == (

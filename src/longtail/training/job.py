@@ -21,6 +21,8 @@ from longtail.files import read_json
 from longtail.options import make_config, parse_values
 from longtail.ranks import Ranks
 
+_MOST_COUNTS_TOLD = 20
+
 
 class Samples(Protocol):
     """A training, validation or test set: of images, or of images with masks."""
@@ -72,13 +74,15 @@ def agreed_config(config: TrainConfig, data: Splits, ranks: Ranks) -> TrainConfi
     """
     if not ranks.alone:
         sets = {"training": data.train, "validation": data.validation, "test": data.test}
-        facts: dict[str, Any] = {}
+        counts = data.train.class_counts.tolist()
+        # The first that differs is told: what says most comes first.
+        facts: dict[str, Any] = {"number of classes": len(counts)}
         for name, images in sets.items():
             facts[f"number of {name} images"] = None if images is None else len(images)
-            facts[f"{name} set"] = None if images is None else images.fingerprint()
-        counts = data.train.class_counts
-        facts["number of classes"] = len(counts)
-        facts["class counts"] = hashlib.sha256(str(counts.tolist()).encode()).hexdigest()[:12]
+        many = len(counts) > _MOST_COUNTS_TOLD
+        facts["count of each class"] = hashlib.sha256(str(counts).encode()).hexdigest()[:12] if many else counts
+        for name, images in sets.items():
+            facts[f"{name} set"] = None if images is None else images.fingerprint()[:12]
         ranks.check_same(facts, "give every machine the same data")
         config = make_config(parse_values(ranks.share(asdict(config)), "process 0"))
         ranks.seed = derive_seed(config.seed, "rank", ranks.rank)
