@@ -20,8 +20,9 @@ loss.effective_beta loss.exclude_own_key loss.focal_gamma loss.learn_temperature
 loss.paco_alpha loss.post_hoc_strength loss.prior_strength loss.scale loss.supcon_log loss.temperature method
 on_bad_image optimiser.accumulate optimiser.clip_norm optimiser.decay optimiser.ema optimiser.lr optimiser.milestones
 optimiser.momentum optimiser.name optimiser.schedule optimiser.shard optimiser.sharpness optimiser.warmup
-optimiser.weight_decay out precision pretrained queue.capacity queue.fresh_share queue.kind queue.min_per_class queue.project queue.projection_dim
-queue.sharded root sampler seed segmentation.crop segmentation.decoder segmentation.flip segmentation.ignore
+optimiser.weight_decay out precision pretrained queue.capacity queue.fresh_share queue.kind queue.min_per_class
+queue.project queue.projection_dim queue.sharded root sampler seed
+segmentation.crop segmentation.decoder segmentation.flip segmentation.ignore
 segmentation.image_edges segmentation.keys_per_class segmentation.overlap_weight segmentation.palette
 segmentation.pixel_edges segmentation.prior segmentation.queries segmentation.queries_per_class
 segmentation.queue_share segmentation.rare_crops segmentation.region_weight segmentation.resize segmentation.scale
