@@ -311,3 +311,8 @@ def test_recipe_that_cannot_be_read(tmp_path):
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     assert "binary.yaml cannot be read" in refused(lambda: read_recipe(str(binary)))
+
+
+def test_other_words_lead_to_the_option():
+    with pytest.raises(UserError, match="unknown option --encoder; did you mean --backbone?"):
+        parse_values({"encoder": "resnet50"}, "here")
