@@ -19,9 +19,10 @@ loss.classifier_weight loss.contrast_weight loss.deferred_from loss.distillation
 loss.effective_beta loss.exclude_own_key loss.focal_gamma loss.learn_temperature loss.max_margin loss.mixup
 loss.paco_alpha loss.post_hoc_strength loss.prior_strength loss.scale loss.supcon_log loss.temperature method
 on_bad_image optimiser.accumulate optimiser.clip_norm optimiser.decay optimiser.ema optimiser.lr optimiser.milestones
-optimiser.momentum optimiser.name optimiser.schedule optimiser.sharpness optimiser.warmup optimiser.weight_decay out
-precision pretrained queue.capacity queue.fresh_share queue.kind queue.min_per_class queue.project queue.projection_dim
-queue.sharded root sampler seed segmentation.crop segmentation.decoder segmentation.flip segmentation.ignore
+optimiser.momentum optimiser.name optimiser.schedule optimiser.shard optimiser.sharpness optimiser.warmup
+optimiser.weight_decay out precision pretrained queue.capacity queue.fresh_share queue.kind queue.min_per_class
+queue.project queue.projection_dim queue.sharded root sampler seed
+segmentation.crop segmentation.decoder segmentation.flip segmentation.ignore
 segmentation.image_edges segmentation.keys_per_class segmentation.overlap_weight segmentation.palette
 segmentation.pixel_edges segmentation.prior segmentation.queries segmentation.queries_per_class
 segmentation.queue_share segmentation.rare_crops segmentation.region_weight segmentation.resize segmentation.scale
@@ -310,3 +311,8 @@ def test_recipe_that_cannot_be_read(tmp_path):
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     assert "binary.yaml cannot be read" in refused(lambda: read_recipe(str(binary)))
+
+
+def test_other_words_lead_to_the_option():
+    with pytest.raises(UserError, match="unknown option --encoder; did you mean --backbone?"):
+        parse_values({"encoder": "resnet50"}, "here")

@@ -105,12 +105,17 @@ def read_recipe(name: str) -> dict[str, Any]:
     return parse_values(values, f"recipe {name}")
 
 
+_OTHER_WORDS = {"encoder": "backbone", "model": "backbone", "arch": "backbone", "learning_rate": "optimiser.lr"}
+"""What an option may be called elsewhere."""
+
+
 def check_name(key: str, others: Collection[str] = ()) -> None:
     """Raise :class:`UserError` with near matches unless ``key`` is an option's dotted name or one of ``others``."""
     known = [*OPTION_NAMES, *others]
     if key in known:
         return
     near = [name for name in OPTION_NAMES if name.startswith(key + ".")] if key in _GROUPS else []
+    near = near or [name for word, name in _OTHER_WORDS.items() if word == key]
     near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     near = near or [name for name in OPTION_NAMES if name.endswith("." + key)]
     hint = f"did you mean {' or '.join('--' + name for name in near[:3])}?" if near else "see longtail train --help."

@@ -328,3 +328,11 @@ def test_an_archive_beside_class_folders_does_not_make_them_shards(photos, tmp_p
     folder = make_photos(tmp_path / "photos", COUNTS)
     write_tar(folder / "original.tar", two())
     assert len(load(folder).train) + len(load(folder).test) == sum(COUNTS.values())
+
+
+def test_it_tells_how_many_shards_are_read(shards, tmp_path):
+    told = []
+    for _ in range(2):  # the second time nothing is read
+        load(shards, FileChecks(cache=tmp_path, indexing=lambda *seen: told.append(seen)))
+    total = len(list(shards.glob("*.tar")))
+    assert told == [(done, total) for done in range(1, total + 1)]

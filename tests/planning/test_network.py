@@ -45,8 +45,9 @@ def test_a_step_sends_features_and_the_published_way_the_queue_too():
     ours, published = exchanges(IMAGENET_LT, cluster), published_exchanges(IMAGENET_LT, cluster)
     assert of(ours, "features of the teacher").tensor_bytes == 128 * 2048 * 4 == MIB
     assert of(ours, "features of the student").tensor_bytes == 2 * MIB
-    assert of(ours, "BatchNorm sums").tensor_bytes == 4 * (2 * 320 + 2) + 4 * 2 * 320
-    assert of(ours, "BatchNorm sums").calls == 4
+    assert of(ours, "BatchNorm statistics").tensor_bytes == 8 * of(ours, "BatchNorm sums").tensor_bytes == 8 * 8 * 320
+    assert of(ours, "BatchNorm statistics").calls == of(ours, "BatchNorm sums").calls == 2
+    assert of(ours, "gradients of those features").sent == of(ours, "features of the student").sent
     assert of(published, "the whole queue").sent == 128 * MIB
     assert not [x for x in ours if x.kind == "broadcast"]
     ours_only = {x.what for x in ours} - {x.what for x in published}

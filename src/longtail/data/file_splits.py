@@ -38,6 +38,7 @@ class FileChecks:
         cache: folder that remembers what was seen of unchanged files; None = remember nothing.
         progress: called with (files looked at, of how many).
         writing: called with (images written as files, of how many), where a table holds them.
+        indexing: called with (tar shards read, of how many).
     """
 
     on_bad: Literal["error", "skip"] = "error"
@@ -45,6 +46,7 @@ class FileChecks:
     cache: Path | None = None
     progress: Callable[[int, int], None] | None = None
     writing: Callable[[int, int], None] | None = None
+    indexing: Callable[[int, int], None] | None = None
 
 
 def split_files(listing: Listing, folds: int | None, source: DataOptions, checks: FileChecks) -> DataSplits:

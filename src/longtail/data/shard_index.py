@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -71,12 +71,18 @@ _KINDS: dict[str, type[np.generic]] = {
 
 
 def index_shards(
-    root: Path, shards: Sequence[str], label_field: str, group_field: str, workers: int = 1, cache: Path | None = None
+    root: Path,
+    shards: Sequence[str],
+    label_field: str,
+    group_field: str,
+    workers: int = 1,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ShardIndex:
     """Return the index of the tar files ``shards``, relative to ``root`` or absolute.
 
     Shards that have kept size and modification time are taken from the cache, others are read by ``workers`` threads
-    (reading waits for the storage more than for the processor).
+    (reading waits for the storage more than for the processor). ``progress`` is called with (read, of how many).
 
     Raises:
         UserError: see :func:`longtail.data.shard_scan.scan_shard`.
@@ -89,9 +95,13 @@ def index_shards(
     if known is not None and not fresh:
         return known
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        scanned = dict(
-            zip(fresh, pool.map(lambda i: scan_shard(places[i], label_field, group_field), fresh), strict=True)
-        )
+        scanned = {}
+        for i, part in zip(
+            fresh, pool.map(lambda i: scan_shard(places[i], label_field, group_field), fresh), strict=True
+        ):
+            scanned[i] = part
+            if progress is not None:
+                progress(len(scanned), len(fresh))
     parts = (
         scanned if known is None else scanned | _taken_apart(known, [i for i in range(len(shards)) if i not in scanned])
     )

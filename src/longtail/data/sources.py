@@ -212,8 +212,8 @@ def _listing(
     )
     path = Path(data).expanduser()
     if is_shards(data):
-        workers, cache = (1, None) if checks is None else (checks.workers, checks.cache)
-        return read_shards(data, source, training, workers, cache)
+        looks = checks or FileChecks()
+        return read_shards(data, source, training, looks.workers, looks.cache, looks.indexing)
     at, test = Path(root).expanduser() if root else None, Path(source.test).expanduser() if source.test else None
     ending = path.suffix.lower()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from longtail.data.folder import SPLIT_WORDS
 from longtail.data.listing import Listing
 from longtail.data.scanning import scan
-from longtail.data.shard_index import index_shards, split_texts
+from longtail.data.shard_index import ShardIndex, index_shards, split_texts
 from longtail.data.shard_scan import scan_shard
 from longtail.data.tar_members import Member, Members
 from longtail.errors import UserError, counted
@@ -40,7 +40,12 @@ def is_shards(data: str) -> bool:
 
 
 def read_shards(
-    data: str, source: DataOptions, training: bool = True, workers: int = 1, cache: Path | None = None
+    data: str,
+    source: DataOptions,
+    training: bool = True,
+    workers: int = 1,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Listing:
     """Return the images of tar shards with their labels; they stay where they are.
 
@@ -55,6 +60,7 @@ def read_shards(
         training: whether something is to be trained on it: there must then be training shards.
         workers: threads that index.
         cache: folder that keeps the index; None = nothing is kept.
+        progress: called with (shards read, of how many).
 
     Raises:
         UserError: a shard is missing, damaged, or its samples cannot be used; the message names shard and member.
@@ -83,25 +89,19 @@ def read_shards(
         splits = ["train" if split == "train" else "test" for split in splits if split in ("train", used)]
     if training and "train" not in splits and "" not in splits:
         raise UserError(f"{data} holds no training shard (first {shards[0]}); name training shards train-... .")
-    return _listing(data, shards, splits, notes, source, workers, cache)
+    root = Path(os.path.commonpath([os.path.dirname(shard) or "." for shard in shards]))
+    inner = [os.path.relpath(shard, root) for shard in shards]
+    index = index_shards(root, inner, source.label_column, source.group_column, workers, cache, progress)
+    return _listing(data, root, inner, splits, notes, index, source.group_column)
 
 
 def _listing(
-    data: str,
-    shards: list[str],
-    splits: list[str],
-    notes: list[str],
-    source: DataOptions,
-    workers: int,
-    cache: Path | None,
+    data: str, root: Path, inner: list[str], splits: list[str], notes: list[str], index: ShardIndex, group_column: str
 ) -> Listing:
-    root = Path(os.path.commonpath([os.path.dirname(shard) or "." for shard in shards]))
-    inner = [os.path.relpath(shard, root) for shard in shards]
-    index = index_shards(root, inner, source.label_column, source.group_column, workers, cache)
     if not len(index.spans):
         raise UserError(
-            f"{data}: no sample in {counted(len(shards), 'shard')} (first {shards[0]}); a sample is KEY.jpg, .png or "
-            "the like with KEY.cls or KEY.json."
+            f"{data}: no sample in {counted(len(inner), 'shard')} (first {root / inner[0]}); a sample is KEY.jpg, .png "
+            "or the like with KEY.cls or KEY.json."
         )
     texts, names, shard_of = split_texts(index.texts), split_texts(index.names), index.shard_of()
     if len(set(names)) < len(names):
@@ -131,7 +131,7 @@ def _listing(
     )
     if groups is not None and "" in groups:
         title = listing.title(groups.index(""))
-        raise UserError(f"{title} has no {source.group_column!r} in its JSON, but other samples have; add it there.")
+        raise UserError(f"{title} has no {group_column!r} in its JSON, but other samples have; add it there.")
     return listing
 
 

@@ -89,9 +89,10 @@ def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
         enqueued = sizes.batch * sizes.teacher_dim * sizes.feature_bytes
         found.append(_times("features of the teacher", "all_gather", enqueued, 1, cluster))
     if sizes.norm_channels:
-        # Forward: sum, sum of squares and count; backward: two sums.
-        size = sum(4 * (2 * channels + 1) + 4 * 2 * channels for channels in sizes.norm_channels)
-        found.append(_times("BatchNorm sums", "all_reduce", size, 2 * len(sizes.norm_channels), cluster))
+        # Forward every process's mean and variance, as torch's SyncBatchNorm has it too; backward two sums.
+        size, layers = 8 * sum(sizes.norm_channels), len(sizes.norm_channels)
+        found.append(_times("BatchNorm statistics", "all_gather", cluster.gpus * size, layers, cluster))
+        found.append(_times("BatchNorm sums", "all_reduce", size, layers, cluster))
     if sizes.sharded:
         densities = 4 * sizes.batch * sizes.classes
         found.append(_times("log-densities of the classes", "all_gather", densities, 1, cluster))

@@ -179,4 +179,5 @@ def _checks(on_bad: str, say: ProgressReporter) -> FileChecks:
         cache=default_cache(),
         progress=say.counter("looking at every image"),
         writing=say.counter("writing images as files"),
+        indexing=say.counter("indexing tar shards"),
     )
