@@ -314,5 +314,5 @@ def test_recipe_that_cannot_be_read(tmp_path):
 
 
 def test_other_words_lead_to_the_option():
-    with pytest.raises(UserError, match="unknown option --encoder; did you mean --backbone?"):
+    with pytest.raises(UserError, match=r"unknown option --encoder; did you mean --backbone\?"):
         parse_values({"encoder": "resnet50"}, "here")

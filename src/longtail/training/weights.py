@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from longtail.exchange import held
@@ -225,10 +225,9 @@ def _shard(encoder: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
     left_out = {p for p in encoder.parameters() if p.ndim == 0}
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for module in (*pieces_of(encoder), encoder):
-        fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=left_out)
-    assert isinstance(encoder, FSDPModule)
-    # The mean, taken as a sum and a division: not every backend knows how to average.
-    encoder.set_force_sum_reduction_for_comms(True)
+        piece = fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=left_out)
+        # The mean, taken as a sum and a division: not every backend knows how to average.
+        piece.set_force_sum_reduction_for_comms(True)
 
 
 def _whole(values: Tensor, device: str) -> Tensor:
