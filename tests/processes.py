@@ -6,7 +6,7 @@ import os
 import socket
 import traceback
 
-from longtail import ranks
+from longtail import launched
 
 
 def free_port():
@@ -19,14 +19,14 @@ def _one(pipe, place, function, arguments):
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     os.environ.update({key: str(value) for key, value in place.items()})
     try:
-        mine = ranks.connect("cpu")
+        mine = launched.connect("cpu")
         with mine.together():
             result = "done", function(mine, *arguments)
     except BaseException as error:
         result = type(error).__name__, str(error) or traceback.format_exc()
     pipe.send(result)
-    if ranks._connected is not None:
-        ranks._connected._farewell()
+    if launched._connected is not None:
+        launched._connected.farewell()
 
 
 class Job:

@@ -22,7 +22,9 @@ GROUND = {
     "files": {"errors"},
     "hub": {"errors"},
     "options": {"config", "errors"},
-    "ranks": {"errors"},
+    "rank_errors": {"errors"},
+    "ranks": {"errors", "rank_errors"},
+    "launched": {"errors", "ranks"},
     "exchange": set(),
 }
 API = "api"

@@ -13,10 +13,11 @@ from longtail.deployment.result import Result
 from longtail.deployment.run_records import find_run, is_dense, load_classifier
 from longtail.errors import UserError
 from longtail.files import read_json
+from longtail.launched import connect
 from longtail.methods import get_method, is_read
 from longtail.models import Classifier
 from longtail.options import make_config, parse_values, read_recipe
-from longtail.ranks import Ranks, connect
+from longtail.ranks import Ranks
 from longtail.reporting import fold_summary, read_log, summary, unlearned, warnings, write_report
 from longtail.segmentation.methods import dense_is_read, get_dense_method
 from longtail.segmentation.models import Segmenter

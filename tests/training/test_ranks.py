@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from longtail import api, ranks
+from longtail import api, launched
 from longtail.data.shares import Share, check_divides, even_sizes
 from longtail.errors import UserError
 from longtail.exchange import gather_rows, set_rows
+from longtail.launched import connect
 from longtail.models.joint_norm import JointBatchNorm, join_batch_norm
-from longtail.ranks import Ranks, connect
+from longtail.ranks import Ranks
 from longtail.training import whole_batch
 from longtail.training.job import how_to_begin
 from processes import in_processes, start_processes
@@ -257,7 +258,7 @@ def test_a_taken_port_is_a_sentence(monkeypatch):
             monkeypatch.setenv(key, str(value))
         with pytest.raises(UserError, match=f"the port of 127.0.0.1:{port} is in use"):
             connect("cpu")
-    assert ranks._connected is None
+    assert launched._connected is None
 
 
 def test_a_restart_goes_on_with_its_own_run_only(tmp_path):
