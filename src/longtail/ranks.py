@@ -71,12 +71,12 @@ class Ranks:
         """Whether there is no other."""
         return self.world == 1
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
+    def barrier(self, patient: bool = False) -> None:
+        """Wait until every process is here; ``patient``: also if this one was told to stop."""
         if not self.alone:
             key = self._next_key()
             self.store.add(key, 1)
-            self._wait(lambda: int(self.store.add(key, 0)) >= self.world)
+            self._wait(lambda: int(self.store.add(key, 0)) >= self.world, patient)
 
     def share(self, value: Any) -> Any:
         """Return the first process's ``value`` (JSON-ready) in every process."""
@@ -87,34 +87,41 @@ class Ranks:
             self.store.set(key, json.dumps(value))
         return self._read(key)
 
-    def collect(self, value: Any) -> list[Any]:
-        """Return every process's ``value`` (JSON-ready), in order."""
-        if self.alone:
-            return [value]
-        key = self._next_key()
-        self.store.set(f"{key}/{self.rank}", json.dumps(value))
-        return [self._read(f"{key}/{rank}") for rank in range(self.world)]
-
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let the first process do the block alone, so that the others find what it fetched or found out."""
-        if self.is_main:
-            yield
+        """Let the first process do the block alone, so that the others find what it fetched or found out.
+
+        After it come the first ones of other machines, which may keep what they fetch to themselves, then all others.
+        """
+        turn = 0 if self.is_main else 1 if self.local == 0 else 2
+        for _ in range(turn):
             self.barrier()
-        else:
+        yield
+        for _ in range(2 - turn):
             self.barrier()
-            yield
 
     def check_same(self, facts: Mapping[str, Any], remedy: str) -> None:
         """Raise :class:`UserError`, in every process, if one knows other facts (JSON-ready) than the first."""
-        first, *others = self.collect(dict(facts))
-        for number, other in enumerate(others, start=1):
+        if self.alone:
+            return
+        key = self._next_key()
+        self.store.set(f"{key}/{self.rank}", json.dumps(dict(facts)))
+        found = self.share(self._difference(key) if self.is_main else None)
+        if found is not None:
+            raise UserError(f"{found}; {remedy}.")
+
+    def _difference(self, key: str) -> str | None:
+        """Return how what another process wrote under ``key`` differs from what this one did; None if nothing does."""
+        first = self._read(f"{key}/{self.rank}")
+        for number in range(1, self.world):
+            other = self._read(f"{key}/{number}")
             for name in [*first, *sorted(other.keys() - first.keys())]:
                 if other.get(name) != first.get(name):
-                    raise UserError(
+                    return (
                         f"process {number} of {self.world} has another {name} than process 0 "
-                        f"({_short(other.get(name))}, not {_short(first.get(name))}); {remedy}."
+                        f"({_short(other.get(name))}, not {_short(first.get(name))})"
                     )
+        return None
 
     def any_number(self, number: int) -> int:
         """Return the largest of the processes' numbers: one small exchange, for every step."""
@@ -194,12 +201,12 @@ class Ranks:
         self._wait(lambda: bool(self.store.check([key])))
         return json.loads(self.store.get(key))
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
+    def _wait(self, ready: Callable[[], bool], patient: bool = False) -> None:
         pause, stopped_at = 0.001, None
         while not ready():
             if self.store.check([_FAILED]):
                 raise failure_of(json.loads(self.store.get(_FAILED)))
-            if self.stopped():
+            if not patient and self.stopped():
                 stopped_at = stopped_at or time.monotonic()
                 if time.monotonic() - stopped_at > _FAREWELL_SECONDS:
                     self._lost = True
@@ -260,3 +267,8 @@ class Ranks:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def processes_here() -> int:
+    """Return how many processes of the job share this machine, its cores and its memory."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

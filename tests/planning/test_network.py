@@ -14,7 +14,6 @@ IMAGENET_LT = StepSizes(
     student_dim=2048,
     teacher_dim=2048,
     norm_channels=(64, 256),
-    classes=1000,
     queue_bytes=16384 * 2048 * 4,
 )
 

@@ -74,6 +74,12 @@ def data(tmp_path_factory):
 CASES = {
     "gml": {},
     "gml, accumulated, sharded": {"optimiser.accumulate": 2, "optimiser.shard": True, "optimiser.name": "adamw"},
+    "vit, sharded": {
+        "backbone": "test_vit.r160_in1k",
+        "segmentation.decoder": "upernet",
+        "optimiser.shard": True,
+        "optimiser.name": "sgd",
+    },
     "ocr": {"method": "cross_entropy", "segmentation.decoder": "ocr"},
     "region_rebalance": {"method": "region_rebalance"},
     "lovasz": {"method": "lovasz", "optimiser.sharpness": 0.05},

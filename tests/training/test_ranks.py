@@ -8,21 +8,26 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from longtail import api, launched
+from longtail import api, launched, ranks
+from longtail.data.memory import available_bytes
 from longtail.data.shares import Share, check_divides, even_sizes
+from longtail.data.streaming import default_workers
 from longtail.errors import UserError
 from longtail.exchange import gather_rows, set_rows
 from longtail.launched import connect
 from longtail.models.joint_norm import JointBatchNorm, join_batch_norm
 from longtail.ranks import Ranks
 from longtail.training import whole_batch
+from longtail.training.guard import StopRequest
 from longtail.training.job import how_to_begin
+from longtail.training.loop import StageRun
 from processes import in_processes, start_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -277,3 +282,42 @@ def test_a_restart_goes_on_with_its_own_run_only(tmp_path):
     assert begin(Ranks(job="abc 18", restarts=1)) == (True, False)  # it died before it noted anything
     (tmp_path / "resume").mkdir()
     assert begin(Ranks(job="abc 18", restarts=1)) == (False, False)
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost():
+    stop = StopRequest()
+
+    def exchange(number):
+        stop.received = signal.SIGTERM  # after this process has said that nobody asked it
+        return number
+
+    run = object.__new__(StageRun)
+    run.job = SimpleNamespace(
+        ranks=SimpleNamespace(alone=False, any_number=exchange), stop=stop, device=torch.device("cpu")
+    )
+    run.step, run._stopping = 1, None
+    run._agree_to_stop(last=False)
+    assert run._stopping is None
+    run._agree_to_stop(last=False)
+    assert run._stopping == signal.SIGTERM
+
+
+def meet_late(mine, patient):
+    """Wait for the first process, which takes its time, though one was told to stop."""
+    ranks._FAREWELL_SECONDS = 0.2
+    mine.stopped = lambda: True
+    if mine.is_main:
+        time.sleep(1.5)
+    mine.barrier(patient=patient)
+
+
+def test_who_was_told_to_stop_waits_for_the_state_however_long_it_takes():
+    assert in_processes(2, meet_late, True) == [("done", None)] * 2
+    assert in_processes(2, meet_late, False)[1][0] == "RankFailed"
+
+
+def test_processes_of_a_machine_share_its_cores_and_memory(monkeypatch):
+    whole, workers = available_bytes(), default_workers(torch.device("meta"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert available_bytes() < 0.7 * whole
+    assert default_workers(torch.device("meta")) <= max(1, workers // 2 + 1)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from longtail.data.image_set import DataSplits, Framing, ImageFiles
+from longtail.ranks import processes_here
 
 SHARE = 0.8
 """Of the available memory that pixels may take; the rest is for the model, its training and the system."""
@@ -16,7 +17,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
     """Return how many bytes of memory can be had without swapping, None where the system does not say.
 
-    Within a container it is what the container may still take, if that is less.
+    Within a container it is what the container may still take, if that is less. Processes that train together on this
+    machine take the same each, so that one may have its share.
     """
     known = []
     if meminfo.exists():
@@ -29,7 +31,7 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | N
         known += [max(0, int(most) - int(taken) + (int(cached[1]) if cached else 0))] if most != "max" else []
     except (OSError, ValueError):  # another system, or an older kind of control group
         pass
-    return min(known, default=None)
+    return min(known) // processes_here() if known else None
 
 
 def too_large(splits: DataSplits, framing: Framing, available: int | None) -> str | None:

@@ -22,6 +22,7 @@ from longtail.data.slow_reads import SlowReads
 from longtail.data.tar_members import shown
 from longtail.data.views import View
 from longtail.errors import UserError
+from longtail.ranks import processes_here
 
 CHUNK = 16
 """Images that are held decoded at a time: enough to share the cost of drawing, few enough for large photographs."""
@@ -36,11 +37,12 @@ Frames = dict[str, Tensor]
 def default_workers(device: torch.device | None) -> int:
     """Return how many workers decode: all cores but one beside an accelerator, half of them beside a busy CPU.
 
-    Where nothing else is to be done (no device), all cores.
+    Processes that train together on this machine share its cores. Where nothing else is to be done (no device), all.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device is None:
         return cores
+    cores //= processes_here()
     return max(1, min(cores - 1, 32) if device.type != "cpu" else cores // 2)
 
 

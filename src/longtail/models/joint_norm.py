@@ -7,6 +7,7 @@ backward. Running statistics come out the same in every process.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,8 +29,11 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
         if sizes is None or not self.training:
             result: Tensor = super().forward(input)
             return result
-        mean, variance, count, output = _JointNorm.apply(input, self.weight, self.bias, self.eps, sizes)
-        self._follow(mean, variance, int(count))
+        own = input.numel() // input.shape[1]
+        # Numbers of the host: nothing waits for a device.
+        counts = tuple(own * size // sizes[dist.get_rank()] for size in sizes)
+        mean, variance, output = _JointNorm.apply(input, self.weight, self.bias, self.eps, counts)
+        self._follow(mean, variance, sum(counts))
         # timm's layers hold what follows, too.
         for name in ("drop", "act"):
             after = self._modules.get(name)
@@ -61,38 +65,42 @@ def join_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+@lru_cache(maxsize=64)
+def _shares(counts: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return each process's share of the numbers of a channel, ``[ranks, 1]``; kept, for copying waits for a device."""
+    return torch.tensor([[count / sum(counts)] for count in counts], dtype=dtype, device=device)
+
+
 class _JointNorm(torch.autograd.Function):
-    """Returns ``(mean [C], biased variance [C], count, output)``; only the output has a gradient."""
+    """Returns ``(mean [C], biased variance [C], output)``; only the output has a gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, sizes: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, counts: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         exact = values.double() if values.dtype == torch.float64 else values.float()
         dims = [dim for dim in range(values.ndim) if dim != 1]
-        own = values.numel() // values.shape[1]
-        per_row = own / sizes[dist.get_rank()]
-        counts = exact.new_tensor([size * per_row for size in sizes])[:, None]  # [ranks, 1], whole numbers
+        whole = sum(counts)
+        shares = _shares(counts, exact.dtype, exact.device)  # [ranks, 1]
         local = torch.stack(torch.var_mean(exact, dims, correction=0))  # [2, C]
         variances, means = gathered_rows_of(local).unbind(1)  # [ranks, C] each
-        whole = counts.sum()
-        mean = (means * counts).sum(0) / whole
-        variance = ((variances + (means - mean).square()) * counts).sum(0) / whole
+        mean = (means * shares).sum(0)
+        variance = ((variances + (means - mean).square()) * shares).sum(0)
         shape = [1, -1] + [1] * (values.ndim - 2)
         inverse = (variance + eps).rsqrt()
         scale = inverse if weight is None else inverse * weight.to(inverse)
         shift = -mean * scale if bias is None else bias.to(mean) - mean * scale
         output = (exact * scale.view(shape) + shift.view(shape)).to(values.dtype)
         ctx.save_for_backward(values, weight, mean, inverse)
-        ctx.whole = float(whole)
+        ctx.whole = whole
         ctx.dims, ctx.shape, ctx.has_bias = dims, shape, bias is not None
-        ctx.mark_non_differentiable(mean, variance, whole)
-        return mean, variance, whole, output
+        ctx.mark_non_differentiable(mean, variance)
+        return mean, variance, output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         values, weight, mean, inverse = ctx.saved_tensors
-        gradient = gradients[3].to(mean)
+        gradient = gradients[2].to(mean)
         normalised = (values.to(mean) - mean.view(ctx.shape)) * inverse.view(ctx.shape)
         sums = torch.stack([gradient.sum(ctx.dims), (gradient * normalised).sum(ctx.dims)])  # [2, C]
         own_bias, own_weight = sums.clone().unbind(0)

@@ -48,7 +48,7 @@ class StepSizes:
         student_dim: width of its features.
         teacher_dim: width of the features that are enqueued; 0 = none are.
         norm_channels: channels of every BatchNorm of the student that sees batch statistics.
-        classes: number of them.
+        key_norm_channels: of the BatchNorm in the keys' projection; 0 = there is none.
         queue_bytes: of the queue's features; 0 = there is none.
         sharded: whether each process holds the queue of its own classes only.
         buffer_bytes: of all buffers of what is trained but the queue.
@@ -63,7 +63,7 @@ class StepSizes:
     student_dim: int
     teacher_dim: int
     norm_channels: Sequence[int]
-    classes: int
+    key_norm_channels: int = 0
     queue_bytes: int = 0
     sharded: bool = False
     buffer_bytes: int = 0
@@ -83,7 +83,6 @@ def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
         *_of_weights(sizes, cluster),
         _times(_FEATURES, "all_gather", features, 1, cluster),
         _times(_FEATURE_GRADIENTS, "reduce_scatter", features, 1, cluster),
-        _times("labels and ids", "all_gather", 16 * sizes.batch, 2, cluster),
     ]
     if sizes.teacher_dim:
         enqueued = sizes.batch * sizes.teacher_dim * sizes.feature_bytes
@@ -94,10 +93,12 @@ def exchanges(sizes: StepSizes, cluster: Cluster) -> list[Exchanged]:
         found.append(_times("BatchNorm statistics", "all_gather", cluster.gpus * size, layers, cluster))
         found.append(_times("BatchNorm sums", "all_reduce", size, layers, cluster))
     if sizes.sharded:
-        densities = 4 * sizes.batch * sizes.classes
-        found.append(_times("log-densities of the classes", "all_gather", densities, 1, cluster))
-        queries = 4 * sizes.batch * sizes.student_dim
-        found.append(_times("gradients of the queries", "all_reduce", queries, 1, cluster))
+        # A query's maximum; sum and log-densities of its class; backward its two gradients. Of the projection's batch
+        # normalisation mean and variance, and backward two sums.
+        found.append(_times("maxima and sums of the queries", "all_reduce", 4 * 6 * sizes.batch, 3, cluster))
+        if sizes.key_norm_channels:
+            statistics = 4 * 4 * sizes.key_norm_channels
+            found.append(_times("BatchNorm of the keys", "all_reduce", statistics, 3, cluster))
     return found
 
 

@@ -19,7 +19,7 @@ from longtail.models import Classifier, feature_dim
 from longtail.planning.communication import StepSizes
 from longtail.planning.ledger import Operation, counted_step
 from longtail.training.stages import plan_stages
-from longtail.training.weights import pieces_of
+from longtail.training.weights import dealt_weights, pieces_of
 from longtail.training.whole_batch import micro_batches
 
 _STATE_TENSORS = {"sgd": 1, "adamw": 2}
@@ -132,7 +132,7 @@ def _count(method: Method, config: TrainConfig, stage: Stage, data: DataSplits, 
     trained = [p for p in method.parameters() if p.requires_grad]
     memory = _held(method, config, data, trained)
     memory["gradients"] = sum(p.numel() * 4 for p in trained)
-    sizes = _sizes(method, batch, trained, data.train.num_classes, sharded)
+    sizes = _sizes(method, batch, trained, sharded)
     dealt = config.optimiser.shard and gpus > 1
     if dealt:
         student, taught = _dealt(method, memory, gpus)
@@ -144,7 +144,7 @@ def _count(method: Method, config: TrainConfig, stage: Stage, data: DataSplits, 
     half = config.precision == "bfloat16"
     if half:
         # Of shards they are what is put together, and counted there.
-        inside = {id(p) for p in method.encoder.parameters()} if dealt else set()
+        inside = {id(p) for p in dealt_weights(method.encoder)} if dealt else set()
         memory["weights in bfloat16"] = sum(2 * p.numel() for p in trained if id(p) not in inside)
         _halve(method)
     size = data.train.image_size
@@ -219,22 +219,23 @@ def _dealt(method: Method, memory: dict[str, int], gpus: int) -> tuple[int, int]
     # A moving average covers all of the encoder, an optimiser what is trained, once or twice.
     states = memory["optimiser"] / max(1, memory["gradients"])
     for encoder, kind in encoders:
-        size = sum(4 * p.numel() for p in encoder.parameters())
-        trained = sum(4 * p.numel() for p in encoder.parameters() if p.requires_grad)
+        weights = dealt_weights(encoder)
+        size = sum(4 * p.numel() for p in weights)
+        trained = sum(4 * p.numel() for p in weights if p.requires_grad)
         memory[kind] -= round(away * size)
         if encoder is method.encoder:
             dealt = {"gradients": trained, "optimiser": states * trained, "moving average": size}
             for name in memory.keys() & dealt.keys():
                 memory[name] -= round(away * dealt[name])
         # Two pieces are whole at a time: one computes, the next is being gathered; and so is what is in none of them.
-        pieces = [sum(4 * p.numel() for p in piece.parameters()) for piece in pieces_of(encoder)]
+        pieces = [sum(4 * p.numel() for p in dealt_weights(piece)) for piece in pieces_of(encoder)]
         whole += 2 * max(pieces, default=0) + size - sum(pieces)
         found.append(size)
     memory["weights put together"] = whole
     return found[0], sum(found[1:])
 
 
-def _sizes(method: Method, batch: int, trained: list[nn.Parameter], classes: int, sharded: bool) -> StepSizes:
+def _sizes(method: Method, batch: int, trained: list[nn.Parameter], sharded: bool) -> StepSizes:
     queue, teacher = getattr(method, "queue", None), getattr(method, "teacher", None)
     features = getattr(queue, "features", None)
     through = [name for name in method.views if name != "key" or teacher is None]
@@ -250,7 +251,12 @@ def _sizes(method: Method, batch: int, trained: list[nn.Parameter], classes: int
         student_dim=feature_dim(method.encoder),
         teacher_dim=0 if features is None else features.shape[1],
         norm_channels=tuple(norms),
-        classes=classes,
+        key_norm_channels=sum(
+            module.num_features
+            for name, child in method.named_children()
+            for module in child.modules()
+            if name == "key_projection" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ),
         queue_bytes=0 if features is None else features.numel() * 4,
         sharded=sharded and features is not None,
         buffer_bytes=sum(b.numel() * b.element_size() for b in method.encoder.buffers()),

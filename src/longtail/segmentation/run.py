@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -250,6 +251,9 @@ def run_dense_stages(
                 finally:
                     folder.note_seconds(stage.name, time.monotonic() - began, device)
             assert isinstance(trained, Segmenter)
+            selected = "last" if run.best is None else run.best.record
+            del run
+            gc.collect()  # what a stage holds on a device refers to each other, and the next one needs the room
             if ranks.is_main:
                 trained.save(target)
             ranks.barrier()
@@ -262,11 +266,13 @@ def run_dense_stages(
             )
             evaluation = evaluated.figures
             if not ranks.is_main:
+                segmenter.cpu()
                 continue
-            evaluated.figures["selection"] = run.best.record if run.best is not None else "last"
+            evaluated.figures["selection"] = selected
             if stage is stages[-1]:
                 write_dense_gallery(target, segmenter, evaluated, splits.test, view)
             write_dense_evaluation(target, evaluated)
+            segmenter.cpu()  # the next stage may need the device for itself
     return evaluation
 
 

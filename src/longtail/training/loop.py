@@ -99,7 +99,7 @@ class StageRun:
         self.take_step = self._maybe_captured(self.training_step)
         self._saved_at = self._looked_at = time.monotonic()
         self._diverged: str | None = None
-        self._asked = 0
+        self._stopping: int | None = None  # what all processes have agreed to stop by
         self._fill_memory(fresh=restored is None)
         if restored is not None:
             self._restore(*restored)
@@ -144,7 +144,7 @@ class StageRun:
                 self.step += 1
                 last = step + 1 == per_epoch
                 self._agree_to_stop(last)
-                self._look_for_bad_steps(at_once=last or self.job.stop.received is not None)
+                self._look_for_bad_steps(at_once=last or self._stopping is not None)
                 self.job.progress.step(self.step, rate, self.training_step.sums.so_far)
                 if last:
                     self._end_epoch(epoch + 1, rate)
@@ -165,12 +165,13 @@ class StageRun:
             return copy.deepcopy(classifier).eval()
 
     def _stop_if_asked(self, epoch: int) -> None:
-        if self.job.stop.received is not None:
+        if self._stopping is not None:
             self.save()
-            self.job.ranks.barrier()  # a launcher kills all when the first one ends: not before the state is there
+            # A launcher kills all when the first one ends: not before the state is there, however long that takes.
+            self.job.ranks.barrier(patient=True)
             raise Interrupted(
                 f"stopped at epoch {epoch} of {self.stage.epochs} of stage {self.stage.name!r}; its state is saved.",
-                self.job.stop.received,
+                self._stopping,
             )
 
     def _maybe_captured(self, step: TrainingStep) -> Step:
@@ -202,10 +203,9 @@ class StageRun:
         """Let all processes stop after the same step, though a signal reaches each at another moment."""
         ranks, stop = self.job.ranks, self.job.stop
         if ranks.alone:
-            return
-        self._asked = stop.received or self._asked
-        meets = last or self._meets()
-        stop.received = (ranks.any_number(self._asked) or None) if meets else None
+            self._stopping = stop.received
+        elif last or self._meets():
+            self._stopping = ranks.any_number(stop.received or 0) or None
 
     def _tell(self, bad: BadSteps) -> None:
         epoch = bad.last // self.loader.steps_per_epoch + 1
@@ -233,7 +233,7 @@ class StageRun:
             classifier = self.deployable()
             figures.update(validated(classifier))
             if self.best is not None:
-                self.best.see(epoch, figures, classifier)
+                self.best.see(epoch, figures, classifier.cpu())  # a device has better use for its memory
         record = {"stage": self.stage.name, "epoch": epoch, "step": self.step, "lr": rate}
         self.job.log.write({**record, "steps_taken": taken, **figures})
         self.job.progress.epoch(epoch, taken, figures)
@@ -302,7 +302,7 @@ class StageRun:
             average = dealt(part(tensors, "average"), self.average.averaged)
             load_module(self.average, all_held(average), what)
         if self.best is not None:
-            self.best.restore(tensors, meta["best"], self.deployable(), what)
+            self.best.restore(tensors, meta["best"], self.deployable().cpu(), what)
         self.training_step.sums = EpochSums.restored(
             meta["sums"], part(tensors, "sums"), int(meta["steps_in_sums"]), self.job.device
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -193,21 +194,24 @@ def run_stages(
                 finally:
                     folder.note_seconds(stage.name, time.monotonic() - began, device)
             assert isinstance(trained, Classifier)
+            classifies, selected = run.method.classifies, None if run.best is None else run.best.record
+            del run
+            gc.collect()  # what a stage holds on a device refers to each other, and the next one needs the room
             if ranks.is_main:
                 trained.save(target)
             ranks.barrier()
             # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
             classifier = finished[stage.name] = Classifier.load(target)
-            if not run.method.classifies:
+            if not classifies:
                 continue
             if not ranks.is_main:
                 for images in (data.validation, data.test):
                     if images is not None:
                         help_evaluate(classifier, images, device, workers, ranks)
+                classifier.cpu()
                 continue
             progress.note(f"evaluating {stage.name}")
             if data.validation is not None:
-                selected = None if run.best is None else run.best.record
                 calibrate(target, classifier, data.validation, device, workers, selected, ranks)
                 for note in validation_notes(target):
                     progress.say(f"{stage.name}: {note}")
@@ -219,4 +223,5 @@ def run_stages(
                 write_gallery(target, classifier, evaluated, data.train, data.test)
             write_evaluation(target, evaluated, keep_logits=config.folds is not None)
             evaluation = evaluated.figures
+            classifier.cpu()  # the next stage may need the device for itself
     return evaluation

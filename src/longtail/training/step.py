@@ -93,7 +93,7 @@ class TrainingStep:
         if self._first_pass is not None:
             self._from_the_worst_place_near(batch, progress, trained, norm, self._first_pass)
             trained, norm = self._gradient()
-        bad = agreed(self.guard.judge(losses, self._statistics.size(), norm), self.ranks)
+        bad = self.guard.judge(losses, self._statistics.size(), norm, partial(agreed, ranks=self.ranks))
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(trained, self.clip_norm, norm)
         step_unless(self.optimiser, bad)

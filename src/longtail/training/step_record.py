@@ -6,7 +6,7 @@ Nothing here reads a value back unless it is asked to, so that a step never make
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -104,7 +104,13 @@ class StepGuard:
         # Number of the present step, refused since the last look, in a row up to now, longest row, last refused.
         self._numbers = torch.tensor([step - 1, 0, 0, 0, -1], device=device)
 
-    def judge(self, losses: Mapping[str, Tensor], statistics: Tensor, gradient: Tensor) -> Tensor:
+    def judge(
+        self,
+        losses: Mapping[str, Tensor],
+        statistics: Tensor,
+        gradient: Tensor,
+        agree: Callable[[Tensor], Tensor] = lambda bad: bad,
+    ) -> Tensor:
         """Return whether the step is bad (bool, 0-d).
 
         Batch statistics are looked at too: a variance can overflow while the normalised features, and so the losses,
@@ -114,11 +120,12 @@ class StepGuard:
             losses: 0-d tensors by name.
             statistics: L2 norm of the BatchNorm statistics, 0-d.
             gradient: L2 norm of all gradients, 0-d.
+            agree: makes what this process found what all of them found.
         """
         parts = {**losses, _STATISTICS: statistics, _GRADIENT: gradient}
         checks = torch.stack([value.detach().float() for value in parts.values()])
         # Not `> LARGEST_GRADIENT`, which a NaN is not.
-        bad = ~(torch.isfinite(checks).all() & (gradient <= LARGEST_GRADIENT))
+        bad = agree(~(torch.isfinite(checks).all() & (gradient <= LARGEST_GRADIENT)))
         if self._last_checks is None:
             self._names, self._last_checks = tuple(parts), torch.zeros_like(checks)
         self._last_checks.copy_(torch.where(bad, checks, self._last_checks))

@@ -200,7 +200,8 @@ def pieces_of(encoder: nn.Module) -> list[nn.Module]:
     """Return modules of ``encoder``, none inside another, of an eighth of its weights at most each, or of one layer.
 
     What is in none of them is little. A container may be walked through rather than called, so that it is no piece, and
-    a module with weights of its own may use those of its children without calling them, so that it is not taken apart.
+    a module with weights of its own may use those of its children without calling them, so that it is taken apart only
+    if it is most of the encoder.
     """
     total = sum(p.numel() for p in encoder.parameters())
     found: list[nn.Module] = []
@@ -209,7 +210,8 @@ def pieces_of(encoder: nn.Module) -> list[nn.Module]:
         for child in module.children():
             size = sum(p.numel() for p in child.parameters())
             container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-            one = next(child.parameters(recurse=False), None) is not None or next(child.children(), None) is None
+            own = next(child.parameters(recurse=False), None) is not None
+            one = next(child.children(), None) is None or (own and 2 * size <= total)
             if size and not container and (one or size * _PIECES <= total):
                 found.append(child)
             elif size:
@@ -219,13 +221,23 @@ def pieces_of(encoder: nn.Module) -> list[nn.Module]:
     return found
 
 
+def dealt_weights(encoder: nn.Module) -> list[nn.Parameter]:
+    """Return what of ``encoder`` is dealt to the processes: all but numbers without a dimension, which cannot be cut,
+    and batch normalisation, whose weights must be as precise as its statistics; they are few.
+    """
+    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    whole = {id(p) for norm in norms for p in norm.parameters()}
+    return [p for p in encoder.parameters() if p.ndim and id(p) not in whole]
+
+
 def _shard(encoder: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
     """Deal the weights of ``encoder`` to the processes of ``mesh``, piece by piece."""
-    # Numbers without a dimension cannot be cut.
-    left_out = {p for p in encoder.parameters() if p.ndim == 0}
+    dealt = {id(p) for p in dealt_weights(encoder)}
+    left_out = {p for p in encoder.parameters() if id(p) not in dealt}
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for module in (*pieces_of(encoder), encoder):
-        piece = fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=left_out)
+        # What is in no piece is let go of too, though it is needed again soon: of a teacher no backward pass would.
+        piece = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision, ignored_params=left_out)
         # The mean, taken as a sum and a division: not every backend knows how to average.
         piece.set_force_sum_reduction_for_comms(True)
 
