@@ -135,7 +135,7 @@ def _train_one(
     out = Path(str(config.out))
     resumed = ranks.share(resume and (out / "config.yaml").exists())
     with ranks.main_first():  # what it found out of the files, or fetched, the others find
-        config, splits, notes = _choose(config, given, resumed, say)
+        config, splits, notes = _choose(config, given, resumed, say, ranks.world)
     config = agreed_config(config, splits, ranks)
     counts = splits.train.class_counts
     say.say(
@@ -184,17 +184,17 @@ def _train_one(
 
 
 def _choose(
-    config: TrainConfig, given: dict[str, Any], resumed: bool, say: ProgressReporter
+    config: TrainConfig, given: dict[str, Any], resumed: bool, say: ProgressReporter, processes: int
 ) -> tuple[TrainConfig, DataSplits, list[str]]:
     """Read the data and fill in what is open; refuse, before anything is decoded or written, what cannot be trained."""
     splits = read_splits(config, say)
-    config, notes = resolve(config, splits)
+    config, notes = resolve(config, splits, processes)
     if resumed:
         given = _as_begun(given, config)
         if given.get("precision") == "fastest":  # timed once, when the run began
             given = {key: value for key, value in given.items() if key != "precision"}
         # Compared as resolved: a batch larger than the data, say, is the same smaller one again.
-        asked, _ = resolve(replace_options(config, given), splits)
+        asked, _ = resolve(replace_options(config, given), splits, processes)
         check_same_options(config, {key: get_option(asked, key) for key in given}, Path(str(config.out)))
         return config, splits, notes
     config, memory_notes = within_memory(config, splits)
@@ -252,7 +252,9 @@ def _train_folds(
         # What cannot be dealt or trained is refused before anything is written: the first fold of each deal tells.
         deals = range(0, folds * config.source.repeats, folds)
         with ranks.main_first():
-            firsts = [_choose(replace_options(config, {"source.fold": fold}), {}, False, say) for fold in deals]
+            firsts = [
+                _choose(replace_options(config, {"source.fold": fold}), {}, False, say, ranks.world) for fold in deals
+            ]
         # One choice for all folds, weights included: their figures are put together.
         config = replace_options(agreed_config(firsts[0][0], firsts[0][1], ranks), {"source.fold": None})
         _check_ready_runs_stay(config, overwrite)

@@ -305,7 +305,7 @@ def test_what_is_wrong_with_a_shard_is_one_sentence_that_names_it(case, tmp_path
 def test_shards_that_are_missing_or_named_in_two_ways(tmp_path, photos):
     pack(photos, tmp_path, 3, start="train")
     for pattern, sentence in {
-        "train-{000000..000004}.tar": r"2 of the 5 shards that it names are missing, first \S+train-000003\.tar",
+        "train-{000000..000004}.tar": r"of the 5 shards that it names 2 cannot be found, first \S+train-000003\.tar",
         "valid-*.tar": "no file matches",
         "train-7.tar": r"no such shard: \S+train-7\.tar",
         "train-{x}.tar": "neither a range",

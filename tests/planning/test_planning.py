@@ -113,6 +113,25 @@ def test_sharded_encoders_take_a_share_of_the_memory_and_send_less_of_gradients(
     assert sent["gradients"].tensor_bytes == pytest.approx(whole.count.sizes.gradient_bytes - encoder)
 
 
+def test_a_teacher_of_the_same_kind_costs_a_third_of_the_student():
+    def flops(stage, part):
+        return sum(op.flops for op in stage.count.operations if op.part == part)
+
+    for encoder, image_size in (("cifar_resnet20", 32), ("test_vit", 32)):
+        plan = planned(backbone=encoder, teacher={"backbone": encoder}, image_size=image_size)
+        taught, student = plan.stages
+        # The key view forward in inference mode; forward and backward of both views of the student. (Of the first
+        # layer no gradient goes on to the images.)
+        one = flops(taught, "student")
+        assert flops(student, "student") == 2 * one
+        distilled = 2  # the key view, and the classifier view for distillation
+        assert flops(student, "teacher") == pytest.approx(distilled * one / 3, rel=0.05)
+
+
+def test_several_devices_are_gpus():
+    assert "a100" in planned(gpu=None, gpus=8, **TINY).gpu
+
+
 def test_micro_batches_take_less_memory_and_more_operations():
     plans = [planned(**ONE, batch_size=512, optimiser={"accumulate": parts}).stages[1].count for parts in (1, 4)]
     key = "activations and working memory"

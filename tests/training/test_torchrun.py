@@ -266,7 +266,7 @@ def test_folds_in_two_processes_also_after_a_kill(desk, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["shards/train-{000000..000003}.tar"], "1 of the 4 shards that it names are missing, first"),
+        (["shards/train-{000000..000003}.tar"], "of the 4 shards that it names 1 cannot be found, first"),
         (["images", "--batch_size", "9"], "--batch_size 9"),
         (["nowhere"], "nowhere"),
     ],

@@ -44,6 +44,12 @@ def even_sizes(total: int, ranks: int) -> tuple[int, ...]:
     return tuple(total // ranks + (rank < total % ranks) for rank in range(ranks))
 
 
+def largest_batch(size: int, ranks: int, parts: int) -> int:
+    """Return how many of ``size`` samples make one batch at most that can be dealt; ``size`` if that is not one."""
+    unit = ranks * parts
+    return size // unit * unit or size
+
+
 def check_divides(batch_size: int, ranks: int, parts: int) -> None:
     """Raise :class:`UserError` unless a batch can be dealt to ``ranks`` processes in ``parts`` micro-batches."""
     unit = ranks * parts

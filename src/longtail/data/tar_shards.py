@@ -167,8 +167,8 @@ def _find(data: str) -> list[str]:
     missing = [name for name in found if not os.path.isfile(name)]
     if missing and len(found) > 1:
         raise UserError(
-            f"{data}: {len(missing)} of the {len(found)} shards that it names are missing, first {missing[0]}; copy "
-            "them, or name fewer."
+            f"{data}: of the {len(found)} shards that it names {len(missing)} cannot be found, first {missing[0]}; "
+            "copy them, or name fewer."
         )
     if missing:
         raise UserError(f"no such shard: {missing[0]}")

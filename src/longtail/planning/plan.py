@@ -71,7 +71,8 @@ def plan(
         images: training images, in place of a data set; with --classes.
         classes: their classes.
         gpus: devices that train together.
-        gpu: which: h200, h100, a100, l4, rtx4090, cpu, or here (what --calibrate measured; the default where it did).
+        gpu: which: h200, h100, a100, l4, rtx4090, cpu, or here (what --calibrate measured); default: a100 for more than
+            one, otherwise here, or cpu where nothing was measured.
         gpus_per_node: devices a machine.
         network: rate of a device's network card between machines, in Gbit/s.
         efficiency: share of the device's peak that products and convolutions reach (0.35 unless measured).
@@ -95,7 +96,7 @@ def plan(
         measure_here(str(given.get("device", "auto")), say)
         if not given.get("data") and images is None:
             return None
-    known = _known_device(gpu, efficiency)
+    known = _known_device(gpu, efficiency, gpus)
     _check_numbers(gpus, cores, network, price)
     cluster = Cluster(gpus, gpus_per_node, known.device.link, network * _GIGABIT)
     config, splits, source = planned_data(make_config(given), images, classes, say)
@@ -150,6 +151,10 @@ def measure_here(device: str, say: ProgressReporter) -> None:
     )
 
 
+_USUAL = "a100"
+_NOT_SAID = "no --gpu was given with more than one: A100s are taken."
+
+
 @dataclass(frozen=True)
 class _Known:
     name: str
@@ -159,8 +164,10 @@ class _Known:
     on_cores: bool  # whether computing takes the cores that decode
 
 
-def _known_device(gpu: str | None, efficiency: float | None) -> _Known:
+def _known_device(gpu: str | None, efficiency: float | None, gpus: int) -> _Known:
     """Return the device that is planned for, and what a step reaches there."""
+    if gpu is None and gpus > 1:
+        return replace(found := _known_device(_USUAL, efficiency, gpus), assumptions=(_NOT_SAID, *found.assumptions))
     measured = calibrated() if gpu in (None, CALIBRATED) else None
     if gpu == CALIBRATED and measured is None:
         raise UserError("--gpu here was never measured; run longtail plan --calibrate first.")

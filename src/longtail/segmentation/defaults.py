@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from longtail.config import TrainConfig, flatten, get_option, replace_options, resolved
+from longtail.data.shares import largest_batch
 from longtail.errors import UserError
 from longtail.models import choose_weights, encoder_defaults
 from longtail.segmentation.data.augment import check_dense_recipe
@@ -55,8 +56,10 @@ _NOT_HERE = {
 _TUNE = ("tune.kind", "tune.rank", "tune.prompts", "tune.lr_decay", "tune.encoder_lr")
 
 
-def resolve_dense(config: TrainConfig, data: MaskSplits) -> tuple[TrainConfig, list[str]]:
+def resolve_dense(config: TrainConfig, data: MaskSplits, processes: int = 1) -> tuple[TrainConfig, list[str]]:
     """Return the options with every open one filled in but the weights, and notes for the user on what was changed.
+
+    A batch that is larger than the training set becomes one that can be dealt to so many ``processes``.
 
     Raises:
         UserError: an option does not fit the data, or is none of segmentation.
@@ -89,8 +92,9 @@ def resolve_dense(config: TrainConfig, data: MaskSplits) -> tuple[TrainConfig, l
     epochs = choose("epochs", min(max(round(_IMAGES_A_STAGE / len(train)), _FEWEST_EPOCHS), _MOST_EPOCHS))
     batch = choose("batch_size", 8)
     if batch > len(train):
-        notes.append(f"batch_size {batch} is larger than the training set; {len(train)} is used.")
-        batch = chosen["batch_size"] = len(train)
+        fitting = largest_batch(len(train), processes, config.optimiser.accumulate)
+        notes.append(f"batch_size {batch} is larger than the training set; {fitting} is used.")
+        batch = chosen["batch_size"] = fitting
     if batch < 2:
         raise UserError("--batch_size must be 2 or more: batch normalisation needs more than one image.")
     choose("teacher.kind", "none")

@@ -113,7 +113,7 @@ def train_dense(
     out = Path(str(config.out))
     resumed = ranks.share(resume and (out / "config.yaml").exists())
     with ranks.main_first():  # what it found out of the files, or fetched, the others find
-        config, splits, notes = _choose(config, given, resumed, say)
+        config, splits, notes = _choose(config, given, resumed, say, ranks.world)
     config = agreed_config(config, splits, ranks)
     _tell(config, splits, notes, given, say)
     teacher = config.teacher.run
@@ -146,16 +146,16 @@ def train_dense(
 
 
 def _choose(
-    config: TrainConfig, given: dict[str, Any], resumed: bool, say: ProgressReporter
+    config: TrainConfig, given: dict[str, Any], resumed: bool, say: ProgressReporter, processes: int
 ) -> tuple[TrainConfig, MaskSplits, list[str]]:
     """Read the masks and fill in what is open; refuse, before anything is written, what cannot be trained."""
     splits = read_masks(config, say)
     if resumed:
         given = {key: value for key, value in given.items() if (key, value) != ("precision", "fastest")}
-        asked, _ = resolve_dense(replace_options(config, given), splits)
+        asked, _ = resolve_dense(replace_options(config, given), splits, processes)
         check_same_options(config, {key: get_option(asked, key) for key in given}, Path(str(config.out)))
         return config, splits, []
-    config, notes = resolve_dense(config, splits)
+    config, notes = resolve_dense(config, splits, processes)
     config, weight_notes = choose_dense_weights(config)
     get_dense_method(config.method).check(config, splits.train)
     return config, splits, [*notes, *weight_notes]

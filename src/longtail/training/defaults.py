@@ -16,6 +16,7 @@ from torch import nn
 from longtail.config import TrainConfig, flatten, get_option, replace_options
 from longtail.data import DataSplits, FeatureSet, ImageFiles, LabelledImages
 from longtail.data.feature_set import STORED
+from longtail.data.shares import largest_batch
 from longtail.data.views import check_recipe
 from longtail.errors import UserError
 from longtail.methods import get_method, is_read
@@ -50,8 +51,10 @@ def typical_side(images: LabelledImages) -> int:
     return max(images.image_size)
 
 
-def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[str]]:
+def resolve(config: TrainConfig, data: DataSplits, processes: int = 1) -> tuple[TrainConfig, list[str]]:
     """Return the options with every open one filled in but the weights, and notes for the user on what was changed.
+
+    A batch that is larger than the training set becomes one that can be dealt to so many ``processes``.
 
     Raises:
         UserError: an option does not fit the data.
@@ -90,8 +93,9 @@ def resolve(config: TrainConfig, data: DataSplits) -> tuple[TrainConfig, list[st
     choose("decoupled.epochs", max(round(epochs / 9), 5))
     batch = choose("batch_size", 32 if tiny else 64 if files else _feature_batch(size) if features else 128)
     if batch > size:
-        notes.append(f"batch_size {batch} is larger than the training set; {size} is used.")
-        batch = chosen["batch_size"] = size
+        most = largest_batch(size, processes, config.optimiser.accumulate)
+        notes.append(f"batch_size {batch} is larger than the training set; {most} is used.")
+        batch = chosen["batch_size"] = most
     elif batch < 2:
         raise UserError("--batch_size must be 2 or more: batch normalisation needs more than one image.")
     for view in ("classifier", "query", "key"):
