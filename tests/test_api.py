@@ -311,3 +311,10 @@ def test_data_may_be_a_path_object(tmp_path):
 def test_load_what_is_no_model(tmp_path):
     with pytest.raises(UserError, match=r"is not a run folder: it has no model\.json"):
         longtail.load(tmp_path)
+
+
+def test_what_only_sharded_encoders_need_is_not_imported():
+    """It takes torch seconds at every start."""
+    code = "import sys, longtail.api, longtail.planning.plan; print('torch.distributed.tensor' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 _rows: tuple[int, ...] | None = None
 
@@ -88,7 +87,8 @@ def previous_row(values: Tensor) -> Tensor:
 
 def held(values: Tensor) -> Tensor:
     """Return what of ``values`` lies in this process, sharing its memory: a shard's part, anything else as it is."""
-    return values.to_local() if isinstance(values, DTensor) else values
+    # Asked of the tensor, since torch takes seconds to import the class of shards.
+    return values.to_local() if hasattr(values, "to_local") else values
 
 
 def summed(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from longtail import api
-from longtail.training import loop, weights
+from longtail.training import loop, sharded_weights
 from processes import in_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,7 +26,7 @@ class Cut(Exception):
 
 def train(mine, data, out, cut=False, **more):
     """Train into ``out``; return how much of the encoder lay here, and the names of the state's tensors."""
-    parts, real = [], weights.ShardedWeights.__init__
+    parts, real = [], sharded_weights.ShardedWeights.__init__
 
     def build(self, method, *rest):
         real(self, method, *rest)
@@ -34,7 +34,7 @@ def train(mine, data, out, cut=False, **more):
         assert all(isinstance(p, DTensor) for p in encoder)
         parts.append(sum(self.here(p).numel() for p in encoder) / sum(p.numel() for p in encoder))
 
-    weights.ShardedWeights.__init__ = build
+    sharded_weights.ShardedWeights.__init__ = build
     step = loop.StageRun._set_learning_rate
     if cut:
 
@@ -47,7 +47,7 @@ def train(mine, data, out, cut=False, **more):
     try:
         api.train(data, out=out, **{**RUN, **more})
     finally:
-        weights.ShardedWeights.__init__, loop.StageRun._set_learning_rate = real, step
+        sharded_weights.ShardedWeights.__init__, loop.StageRun._set_learning_rate = real, step
     return parts
 
 

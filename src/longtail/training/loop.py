@@ -36,7 +36,7 @@ from longtail.training.selection import BestEpoch
 from longtail.training.stage_job import StageJob, StepLoader
 from longtail.training.step import TrainingStep
 from longtail.training.step_record import BadSteps, EpochSums
-from longtail.training.weights import ShardedWeights, Weights, WholeWeights, all_held
+from longtail.training.weights import Weights, WholeWeights, all_held
 from longtail.training.whole_batch import SharedLoader
 
 _LOOK_SECONDS = 2.0
@@ -61,6 +61,8 @@ class StageRun:
         self.method: Trainable = job.build_method()
         self.weights: Weights
         if config.optimiser.shard and not job.ranks.alone:
+            from longtail.training.sharded_weights import ShardedWeights
+
             self.weights = ShardedWeights(self.method, job.ranks, job.device, config.precision == "bfloat16")
         else:
             # Channels last: the same figures in less time (benchmarks/step.py).
