@@ -253,7 +253,8 @@ def run_dense_stages(
             assert isinstance(trained, Segmenter)
             selected = "last" if run.best is None else run.best.record
             del run
-            gc.collect()  # what a stage holds on a device refers to each other, and the next one needs the room
+            if device.type != "cpu":
+                gc.collect()  # what a stage holds there refers to each other, and the next one needs the room
             if ranks.is_main:
                 trained.save(target)
             ranks.barrier()
