@@ -153,17 +153,16 @@ def _train_one(
     if isinstance(splits.train, FeatureSet) and not resumed:
         check_encoder(splits.train.origin)  # before anything is deleted
     folder = RunFolder(out, resume=resume, overwrite=overwrite) if ranks.is_main else WatchedFolder(out)
+
+    def record() -> None:
+        if isinstance(splits.train, FeatureSet):
+            kept = keep_encoder(folder.path, splits.train.origin)
+            if not kept and not config.source.fold:
+                say.say("the encoder that made these features is not beside them: predictions will need features.")
+        write_data_record(folder.path, splits, notes, seen)
+
     try:
-        if ranks.is_main and not folder.is_begun:
-            if not folder.holds_run:
-                folder.write_config(config)
-            if isinstance(splits.train, FeatureSet):
-                kept = keep_encoder(folder.path, splits.train.origin)
-                if not kept and not config.source.fold:
-                    say.say("the encoder that made these features is not beside them: predictions will need features.")
-            write_data_record(folder.path, splits, notes, seen)
-        folder.note_job(config.seed, ranks)
-        ranks.barrier()
+        folder.begin(config, record, ranks)
         if ranks.is_main:
             with Tracking(config, folder.path, say) as tracking:
                 evaluation = run_stages(config, splits, folder, say, tracking.update, ranks)

@@ -130,9 +130,9 @@ def _train(words: list[str]) -> int:
         )
     except Interrupted as stop:
         again = [word for word in words if word not in ("--resume", "--overwrite")]
-        launched = "WORLD_SIZE" in os.environ  # by something that is not among the words
-        go_on = f"the same command and --resume (longtail train {shlex.join(again)} --resume, started as this one was)"
-        _tell(f"{stop} Go on with: " + (go_on if launched else f"longtail train {shlex.join(again)} --resume"))
+        # A launcher is not among the words.
+        command = f": longtail train {shlex.join(again)}" if "WORLD_SIZE" not in os.environ else " the same command and"
+        _tell(f"{stop} Go on with{command} --resume")
         return stop.exit_code
     except Diverged as error:
         _tell(error)

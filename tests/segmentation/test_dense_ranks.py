@@ -4,6 +4,7 @@ import pytest
 from mask_trees import camvid_tree
 from safetensors.torch import load_file
 
+from doubled import Doubled
 from longtail import api
 from longtail.files import read_json
 from longtail.segmentation import run
@@ -17,26 +18,6 @@ RUN = {"task": "segmentation", "method": "gml", "backbone": "test_resnet.r160_in
 RUN |= {"segmentation.width": 32, "segmentation.crop": [32, 32], "queue.capacity": 300, "batch_size": 4, "epochs": 5}
 RUN |= {"queue.projection_dim": 8, "teacher.kind": "momentum", "loading.workers": 0, "device": "cpu", "quiet": True}
 RUN |= {"checkpoint.every_seconds": 0.0, "segmentation.decoder": "unet"}  # dropout, which fpn has, draws by process
-
-
-class Doubled:
-    """A loader whose views are float64."""
-
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __getattr__(self, name):
-        return getattr(self.loader, name)
-
-    def load(self, epoch, step):
-        return self._double(self.loader.load(epoch, step))
-
-    def fetch(self, *asked):
-        return self._double(self.loader.fetch(*asked))
-
-    def _double(self, batch):
-        batch.views = {name: view.double() for name, view in batch.views.items()}
-        return batch
 
 
 def train(mine, data, out, more):

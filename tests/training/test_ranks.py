@@ -317,7 +317,9 @@ def test_who_was_told_to_stop_waits_for_the_state_however_long_it_takes():
 
 
 def test_processes_of_a_machine_share_its_cores_and_memory(monkeypatch):
-    whole, workers = available_bytes(), default_workers(torch.device("meta"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16))
+    whole, beside = available_bytes(), torch.device("meta")
+    assert [default_workers(device) for device in (torch.device("cpu"), beside, None)] == [8, 15, 16]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [default_workers(device) for device in (torch.device("cpu"), beside, None)] == [4, 7, 16]
     assert available_bytes() < 0.7 * whole
-    assert default_workers(torch.device("meta")) <= max(1, workers // 2 + 1)

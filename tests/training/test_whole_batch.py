@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from doubled import Doubled
 from longtail.data.shares import Share
 from longtail.methods import MethodContext, get_method
 from longtail.ranks import Ranks
@@ -20,24 +21,6 @@ from processes import in_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-
-
-class Doubled:
-    """A loader whose views are float64."""
-
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __getattr__(self, name):
-        return getattr(self.loader, name)
-
-    def load(self, epoch, step):
-        batch = self.loader.load(epoch, step)
-        batch.views = {name: view.double() for name, view in batch.views.items()}
-        return batch
-
-    def fetch(self, *asked):
-        return self.loader.fetch(*asked).double()
 
 
 def full(value, like=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,27 @@ def keep_freed_memory() -> None:
     which glibc adapts to what it sees, to its largest value. The block is never touched and takes no memory.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
+
+
+def by_rounds(rounds: Tensor, made: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Return views of samples, each of its own round, ``[M, ...]``.
+
+    Args:
+        rounds: ``[M]``; round r of a sample is keyed as epoch -1 - r.
+        made: called with the places in ``rounds`` (on the host) that are of one round, and the epoch it is keyed as.
+
+    Raises:
+        ValueError: there is none.
+    """
+    numbers, out = rounds.cpu(), None
+    for number in sorted(set(numbers.tolist())):
+        at = (numbers == number).nonzero().squeeze(1)
+        views = made(at, -1 - int(number))
+        out = views.new_empty(len(numbers), *views.shape[1:]) if out is None else out
+        out[at.to(out.device)] = views
+    if out is None:
+        raise ValueError("fetch needs at least one id")
+    return out
 
 
 class ResidentLoader:
@@ -192,19 +214,13 @@ class ResidentLoader:
 
         ``rounds [M]`` numbers the fresh views of one image; they are keyed as epochs before the first (-1, -2, ...).
         """
-        there, device, rounds = ids.to(self.home), self.device, rounds.cpu()
-        out: Tensor | None = None
-        for number in sorted(set(rounds.tolist())):
-            at = (rounds == number).nonzero().squeeze(1)
+        recipe, there = (self.views | self._fetched)[view], ids.to(self.home)
+
+        def made(at: Tensor, epoch: int) -> Tensor:
             chosen = there[at.to(there.device)]
-            made = (self.views | self._fetched)[view](
-                self._pixels(chosen), chosen.to(device), self.seed, -1 - int(number), view
-            )
-            out = made.new_empty(len(ids), *made.shape[1:]) if out is None else out
-            out[at.to(device)] = made
-        if out is None:
-            raise ValueError("fetch needs at least one id")
-        return out
+            return recipe(self._pixels(chosen), chosen.to(self.device), self.seed, epoch, view)
+
+        return by_rounds(rounds, made)
 
     def close(self) -> None:
         """Nothing runs beside the training that would have to end; what was made ahead is given back."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from longtail.data.image_set import ImageFiles
-from longtail.data.loading import Batch, keep_freed_memory
+from longtail.data.loading import Batch, by_rounds, keep_freed_memory
 from longtail.data.samplers import EpochDraws, Sampler
 from longtail.data.shares import WHOLE, Share
 from longtail.data.streaming import CHUNK, Frames, frame_files, needed_side, stream
@@ -137,21 +137,17 @@ class StreamingLoader:
         """
         device = self.labels.device
         known = self.views | self._fetched
-        one, wanted, numbers = {view: known[view]}, ids.cpu(), rounds.cpu()
+        one, wanted = {view: known[view]}, ids.cpu()
         side = needed_side(self.files.framing, known)
-        out: Tensor | None = None
         with ThreadPoolExecutor(max(self.workers, 1)) as pool:
-            for number in sorted(set(numbers.tolist())):
-                at, epoch = (numbers == number).nonzero().squeeze(1), -1 - int(number)
+
+            def made(at: Tensor, epoch: int) -> Tensor:
                 parts = torch.split(wanted[at], CHUNK)
-                frames = pool.map(lambda p, e=epoch: frame_files(self.files, p, one, side, self.seed, e)[view], parts)
+                frames = pool.map(lambda part: frame_files(self.files, part, one, side, self.seed, epoch)[view], parts)
                 whole, there = torch.cat(list(frames)).to(device), wanted[at].to(device)
-                made = one[view].normalise(one[view].augment(whole, there, self.seed, epoch, view))
-                out = made.new_empty(len(ids), *made.shape[1:]) if out is None else out
-                out[at.to(device)] = made
-        if out is None:
-            raise ValueError("fetch needs at least one id")
-        return out
+                return one[view].normalise(one[view].augment(whole, there, self.seed, epoch, view))
+
+            return by_rounds(rounds, made)
 
     def close(self) -> None:
         """End the workers."""

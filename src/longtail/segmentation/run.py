@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,12 +40,11 @@ from longtail.segmentation.report import write_dense_gallery, write_dense_report
 from longtail.segmentation.result import DenseResult
 from longtail.training.guard import StopRequest
 from longtail.training.job import agreed_config
-from longtail.training.loop import StageRun
 from longtail.training.pace import PlannedStage
 from longtail.training.progress import ProgressReporter
 from longtail.training.run_folder import RunFolder, WatchedFolder, check_same_options, write_data_record
 from longtail.training.stage_job import StageJob
-from longtail.training.stages import previous_model, records_of, run_identity
+from longtail.training.stages import previous_model, records_of, run_identity, train_stage
 from longtail.training.tracking import Tracking
 
 
@@ -121,12 +118,8 @@ def train_dense(
         raise UserError(f"--overwrite would delete the teacher {teacher}, which lies in {out}; choose another --out.")
     folder = RunFolder(out, resume=resume, overwrite=overwrite) if ranks.is_main else WatchedFolder(out)
     try:
-        if ranks.is_main and not folder.is_begun:
-            if not folder.holds_run:
-                folder.write_config(config)
-            write_data_record(folder.path, splits, notes, splits.train.fingerprint())
-        folder.note_job(config.seed, ranks)
-        ranks.barrier()
+        seen = splits.train.fingerprint()
+        folder.begin(config, lambda: write_data_record(folder.path, splits, notes, seen), ranks)
         if ranks.is_main:
             with Tracking(config, folder.path, say) as tracking:
                 evaluation = run_dense_stages(config, splits, folder, say, tracking.update, ranks)
@@ -241,25 +234,8 @@ def run_dense_stages(
                 figure="val_miou",
                 ranks=ranks,
             )
-            began = time.monotonic()
-            progress.note(f"preparing {stage.name}")
-            with torch.random.fork_rng(devices=[]):
-                run = StageRun(job, restored)
-                restored = None
-                try:
-                    trained = run.run()
-                finally:
-                    folder.note_seconds(stage.name, time.monotonic() - began, device)
-            assert isinstance(trained, Segmenter)
-            selected = "last" if run.best is None else run.best.record
-            del run
-            if device.type != "cpu":
-                gc.collect()  # what a stage holds there refers to each other, and the next one needs the room
-            if ranks.is_main:
-                trained.save(target)
-            ranks.barrier()
-            # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
-            segmenter = finished[stage.name] = Segmenter.load(target)
+            segmenter, _, best = train_stage(job, restored, folder, target, Segmenter)
+            restored, finished[stage.name] = None, segmenter
             progress.note(f"evaluating {stage.name}")
             view = test_view(config)
             evaluated = evaluate_segmenter(
@@ -269,7 +245,7 @@ def run_dense_stages(
             if not ranks.is_main:
                 segmenter.cpu()
                 continue
-            evaluated.figures["selection"] = selected
+            evaluated.figures["selection"] = best or "last"
             if stage is stages[-1]:
                 write_dense_gallery(target, segmenter, evaluated, splits.test, view)
             write_dense_evaluation(target, evaluated)

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,21 @@ class RunFolder:
         """Write the resolved options."""
         write_bytes(self.path / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False).encode())
 
+    def begin(self, config: TrainConfig, record: Callable[[], None], ranks: Ranks) -> None:
+        """Write what a run begins with, unless it is there, and note who trains; all processes wait for that.
+
+        Args:
+            config: resolved options.
+            record: writes what else belongs to the run, ``data.json`` last.
+            ranks: who trains.
+        """
+        if not self.is_begun:
+            if not self.holds_run:
+                self.write_config(config)
+            record()
+        self.note_job(config.seed, ranks)
+        ranks.barrier()
+
     def note_job(self, seed: int, ranks: Ranks) -> None:
         """Note in ``environment.json`` which job trains here from now on, by how many processes, and their seeds.
 
@@ -145,11 +160,9 @@ class WatchedFolder(RunFolder):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Nothing."""
-
-    def note_job(self, seed: int, ranks: Ranks) -> None:
-        """Nothing."""
+    def begin(self, config: TrainConfig, record: Callable[[], None], ranks: Ranks) -> None:
+        """Wait until the first process has written it."""
+        ranks.barrier()
 
     def note_seconds(self, stage: str, seconds: float, device: torch.device) -> None:
         """Nothing."""

@@ -36,7 +36,7 @@ class ShardedWeights:
             live until the backward pass, the encoder would be whole in every process after all.)
     """
 
-    average = True
+    averages_gradients = True
 
     def __init__(self, method: Trainable, ranks: Ranks, device: torch.device, bfloat16: bool = False) -> None:
         self._method, self._ranks = method, ranks

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,6 +107,52 @@ def previous_model(
     return model
 
 
+class TrainedStage(NamedTuple, Generic[_Model]):
+    """What a stage left.
+
+    Attributes:
+        model: loaded from what was saved, so that ``evaluate`` and other machines meet the same one.
+        classifies: whether it can tell classes apart.
+        best: which epoch was chosen, and by what; None = the last.
+    """
+
+    model: _Model
+    classifies: bool
+    best: dict[str, Any] | None
+
+
+def train_stage(
+    job: StageJob,
+    restored: tuple[dict[str, Tensor], dict[str, Any]] | None,
+    folder: RunFolder,
+    target: Path,
+    kind: type[_Model],
+) -> TrainedStage[_Model]:
+    """Train a stage to its end and save its model, of type ``kind``, in ``target``.
+
+    Raises:
+        Interrupted, Diverged: see :class:`longtail.training.loop.StageRun`; the state is written.
+    """
+    began = time.monotonic()
+    job.progress.note(f"preparing {job.stage.name}")
+    # Everything random in a stage is seeded by it; the caller's generator (on the CPU) is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        run = StageRun(job, restored)
+        try:
+            trained = run.run()
+        finally:
+            folder.note_seconds(job.stage.name, time.monotonic() - began, job.device)
+    assert isinstance(trained, kind)
+    classifies, best = run.method.classifies, None if run.best is None else run.best.record
+    del run
+    if job.device.type != "cpu":
+        gc.collect()  # what a stage holds there refers to each other, and the next one needs the room
+    if job.ranks.is_main:
+        trained.save(target)
+    job.ranks.barrier()
+    return TrainedStage(kind.load(target), classifies, best)
+
+
 def plan_stages(config: TrainConfig) -> list[Stage]:
     """Return the run's stages; the last one's classifier is the result."""
     return get_method(config.method).stages(config, config.method)
@@ -183,26 +229,8 @@ def run_stages(
                 identity=identity,
                 ranks=ranks,
             )
-            began = time.monotonic()
-            # Everything random in a stage is seeded by it; the caller's generator (on the CPU) is left as it was.
-            progress.note(f"preparing {stage.name}")
-            with torch.random.fork_rng(devices=[]):
-                run = StageRun(job, restored)
-                restored = None
-                try:
-                    trained = run.run()
-                finally:
-                    folder.note_seconds(stage.name, time.monotonic() - began, device)
-            assert isinstance(trained, Classifier)
-            classifies, selected = run.method.classifies, None if run.best is None else run.best.record
-            del run
-            if device.type != "cpu":
-                gc.collect()  # what a stage holds there refers to each other, and the next one needs the room
-            if ranks.is_main:
-                trained.save(target)
-            ranks.barrier()
-            # What is evaluated is what was saved, so that `evaluate` and other machines meet the same model.
-            classifier = finished[stage.name] = Classifier.load(target)
+            classifier, classifies, selected = train_stage(job, restored, folder, target, Classifier)
+            restored, finished[stage.name] = None, classifier
             if not classifies:
                 continue
             if not ranks.is_main:

@@ -24,10 +24,10 @@ class Weights(Protocol):
     """What the loop asks of the weights of a method.
 
     Attributes:
-        average: whether :meth:`trained` averages gradients over processes, so that nothing else must.
+        averages_gradients: whether :meth:`trained` does so over the processes, so that nothing else must.
     """
 
-    average: bool
+    averages_gradients: bool
 
     def here(self, values: Tensor) -> Tensor:
         """Return what of a parameter or buffer lies in this process, sharing its memory."""
@@ -58,7 +58,7 @@ class WholeWeights:
         method: what is trained.
     """
 
-    average = False
+    averages_gradients = False
 
     def __init__(self, method: Trainable) -> None:
         self._method = method

@@ -43,7 +43,7 @@ def spread(method: Trainable, ranks: Ranks, device: torch.device, weights: Weigh
     for name, module in method.named_modules():
         if name in ENCODERS:
             _gather_output(module, ranks, device)
-    if weights.average or not any(parameter.requires_grad for parameter in method.parameters()):
+    if weights.averages_gradients or not any(parameter.requires_grad for parameter in method.parameters()):
         return method  # sharded weights average their gradient themselves
     # Unused parameters are looked for at every step: some have no gradient (a view or a loss of weight 0), and buckets
     # that are never rearranged sum in the same order after a restart as before.
